@@ -12,7 +12,9 @@ from torch import Tensor, nn
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # Mean colour of DIV2K, used by EDSR and everything after it.
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: float | None = None) -> Tensor:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: float | None = None
+) -> Tensor:
     """softmax(scale * q k^T + bias) v, the only attention call of the package.
 
     Args:
@@ -23,9 +25,15 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale
     Returns:
         (B, heads, N, d).
     """
+    d = q.shape[-1]
+    scale = d**-0.5 if scale is None else scale
     if bias is not None:
         bias = bias.to(q.dtype).expand(q.shape[0], q.shape[1], -1, -1)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+    # The CPU kernel runs about twice as fast where the head width fills its registers; zeros change nothing.
+    spare = -d % 16 if q.device.type == "cpu" else 0
+    if spare:
+        q, k, v = (F.pad(x, (0, spare)) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)[..., :d]
 
 
 def window_partition(x: Tensor, h: int, w: int) -> Tensor:

@@ -1,0 +1,158 @@
+"""Backbones: one family a file, built by name or loaded from a bundled or official checkpoint."""
+
+from __future__ import annotations
+
+import difflib
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from . import dat
+
+BACKBONES: dict[str, Callable[..., nn.Module]] = {
+    "dat_light": dat.dat_light,
+    "dat_s": dat.dat_s,
+    "dat": dat.dat,
+}
+FAMILIES = (dat,)  # Each has `detect` and `checkpoint_filter` for the files of its authors.
+WEIGHTS = Path(__file__).resolve().parents[1] / "weights" / "backbones"
+_CONTAINERS = ("params_ema", "params", "state_dict", "model")
+_PREFIXES = ("module.", "net.")
+
+
+def list_backbones() -> list[str]:
+    """Names for `create_backbone`, then the bundled tags for `load_backbone`."""
+    return [*BACKBONES, *sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))]
+
+
+def create_backbone(name: str, *, scale: int | None = None, **overrides) -> nn.Module:
+    """A backbone with random weights.
+
+    Args:
+        name: a key of `BACKBONES`.
+        scale: output size over input size; None takes the architecture's default.
+        overrides: other arguments of the architecture; an unknown one is a TypeError.
+
+    Raises:
+        ValueError: unknown name (the nearest one is suggested) or a scale it does not have.
+    """
+    if name not in BACKBONES:
+        raise ValueError(_unknown("backbone", name, list(BACKBONES)))
+    if scale is not None:
+        overrides["scale"] = scale
+    return BACKBONES[name](**overrides)
+
+
+def load_backbone(name_or_path: str | Path, *, name: str | None = None) -> nn.Module:
+    """A backbone with its weights, in eval mode.
+
+    Args:
+        name_or_path: a bundled tag (`dat_light_x4`) or a checkpoint file (.pth, .pt, .safetensors). Of an official
+            file the family, the scale and the widths are read off its keys and shapes.
+        name: the architecture, where the file alone cannot tell or to insist on one.
+
+    Returns:
+        The model; x (B, 3, h, w) in [0, 1] -> (B, 3, s * h, s * w).
+
+    Raises:
+        FileNotFoundError: neither a bundled tag nor a file.
+        ValueError: a corrupt file, a pickle that holds more than tensors, an unknown family, missing, extra or
+            ill-shaped tensors, NaN weights.
+    """
+    path = WEIGHTS / f"{name_or_path}.safetensors"
+    if not path.exists():
+        path = Path(name_or_path)
+    if not path.is_file():
+        known = [tag for tag in list_backbones() if tag not in BACKBONES]
+        raise FileNotFoundError(_unknown("bundled tag or file", str(name_or_path), known))
+    state = read_state_dict(path)
+    found = _detect(state)
+    if found is None:
+        some = ", ".join(list(state)[:5])
+        raise ValueError(f"{path} is no checkpoint of {', '.join(BACKBONES)}: its first keys are {some}")
+    family, detected, settings = found
+    if name is not None and name != detected:
+        raise ValueError(f"{path} holds a {detected}, not a {name}")
+    model = BACKBONES[detected](**settings)
+    load_strictly(model, family.checkpoint_filter(state), path)
+    return model.eval()
+
+
+def _detect(state: dict[str, Tensor]):
+    for family in FAMILIES:
+        try:
+            found = family.detect(state)
+        except (KeyError, IndexError, ValueError, ZeroDivisionError):
+            found = None  # Keys that only resemble the family's.
+        if found is not None:
+            return family, *found
+    return None
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint file, out of the containers and prefixes that training scripts add.
+
+    Only tensors are read: a pickle that would run code is refused.
+
+    Raises:
+        ValueError: the file is corrupt, holds no state dict, or asks to run code.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                content = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} is refused: it is no plain file of tensors and could run code when opened "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
+    for container in _CONTAINERS:
+        if isinstance(content, dict) and isinstance(content.get(container), dict):
+            content = content[container]
+            break
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"{path} holds no state dict but a {type(content).__name__}")
+    wrong = [key for key, value in content.items() if not isinstance(value, Tensor)]
+    if wrong:
+        raise ValueError(f"{path} is no state dict: {wrong[0]!r} is not a tensor")
+    for prefix in _PREFIXES:
+        if all(key.startswith(prefix) for key in content):
+            content = {key.removeprefix(prefix): value for key, value in content.items()}
+    return content
+
+
+def load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path | str) -> None:
+    """Loads every tensor or none.
+
+    Raises:
+        ValueError: missing, extra or ill-shaped tensors, or values that are not finite; names the first of them.
+    """
+    own = model.state_dict()
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or extra:
+        raise ValueError(
+            f"{path} does not fit: {len(missing)} tensors are missing (first: {missing[:3]}), "
+            f"{len(extra)} are not the model's (first: {extra[:3]})"
+        )
+    for key, value in state.items():
+        if value.shape != own[key].shape:
+            raise ValueError(
+                f"{path}: {key} has shape {tuple(value.shape)}, the model's has {tuple(own[key].shape)}"
+            )
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(f"{path}: {key} has values that are not finite")
+    model.load_state_dict(state, strict=True)
+
+
+def _unknown(kind: str, asked: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(asked, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    return f"there is no {kind} {asked!r}{hint} Known: {', '.join(known)}"

@@ -44,7 +44,7 @@ _RAIN = {
 class Rain(Degradation):
     """Synthetic rain, ``x + S (1 - x)``: anti-aliased bright streaks S over the clean image.
 
-    "light" has one direction; "heavy" adds four, denser and longer, as in the one-type and
+    "light" has one direction; "heavy" has four, denser and longer, after the one-type and
     five-type streaks of Rain100L and Rain100H (Yang et al. 2017). It is not their images: the input
     PSNR is about 27 and 14 dB on photographs, but the streaks are this module's own.
     """

@@ -1,10 +1,16 @@
-"""Backbones: one family a file, built by name or loaded from a bundled or official checkpoint."""
+"""Restoration backbones: plain modules with the state-dict keys of their authors' releases.
+
+`BACKBONES` maps a name to the function that builds it. A family is one module of this package: it offers those
+functions, `detect(state)`, which reads the architecture off an official state dict, and `checkpoint_filter(state)`,
+which drops or renames what differs from our module. Nothing here knows about adapters.
+"""
 
 from __future__ import annotations
 
 import difflib
+import inspect
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -18,15 +24,15 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "dat_s": dat.dat_s,
     "dat": dat.dat,
 }
-FAMILIES = (dat,)  # Each has `detect` and `checkpoint_filter` for the files of its authors.
+FAMILIES = (dat,)
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights" / "backbones"
-_CONTAINERS = ("params_ema", "params", "state_dict", "model")
-_PREFIXES = ("module.", "net.")
+CONTAINERS = ("params_ema", "params", "state_dict")
+PREFIXES = ("module.", "net.")
 
 
 def list_backbones() -> list[str]:
     """Names for `create_backbone`, then the bundled tags for `load_backbone`."""
-    return [*BACKBONES, *sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))]
+    return [*BACKBONES, *_tags()]
 
 
 def create_backbone(name: str, *, scale: int | None = None, **overrides) -> nn.Module:
@@ -35,20 +41,28 @@ def create_backbone(name: str, *, scale: int | None = None, **overrides) -> nn.M
     Args:
         name: a key of `BACKBONES`.
         scale: output size over input size; None takes the architecture's default.
-        overrides: other arguments of the architecture; an unknown one is a TypeError.
+        **overrides: other arguments of the backbone's class, for instance `depths=(2,)`.
 
     Raises:
-        ValueError: unknown name (the nearest one is suggested) or a scale it does not have.
+        ValueError: unknown name (the nearest one is suggested), or a scale that the backbone does not have.
+        TypeError: the backbone has no such argument.
     """
     if name not in BACKBONES:
-        raise ValueError(_unknown("backbone", name, list(BACKBONES)))
+        hint = f"; its weights come with load_backbone({name!r})" if name in _tags() else ""
+        raise ValueError(_unknown("architecture", name, BACKBONES) + hint)
+    builder = BACKBONES[name]
+    arguments = inspect.signature(inspect.signature(builder, eval_str=True).return_annotation)
+    known = [key for key in arguments.parameters if key != "name"]
+    for key in overrides:
+        if key not in known:
+            raise TypeError(_unknown(f"argument of {name}", key, known))
     if scale is not None:
         overrides["scale"] = scale
-    return BACKBONES[name](**overrides)
+    return builder(**overrides)
 
 
 def load_backbone(name_or_path: str | Path, *, name: str | None = None) -> nn.Module:
-    """A backbone with its weights, in eval mode.
+    """A backbone with its weights, in eval mode, on the CPU.
 
     Args:
         name_or_path: a bundled tag (`dat_light_x4`) or a checkpoint file (.pth, .pt, .safetensors). Of an official
@@ -61,49 +75,38 @@ def load_backbone(name_or_path: str | Path, *, name: str | None = None) -> nn.Mo
     Raises:
         FileNotFoundError: neither a bundled tag nor a file.
         ValueError: a corrupt file, a pickle that holds more than tensors, an unknown family, missing, extra or
-            ill-shaped tensors, NaN weights.
+            ill-shaped tensors, NaN weights, metadata that the tensors contradict.
     """
-    path = WEIGHTS / f"{name_or_path}.safetensors"
-    if not path.exists():
-        path = Path(name_or_path)
+    path = WEIGHTS / f"{name_or_path}.safetensors" if name_or_path in _tags() else Path(name_or_path)
     if not path.is_file():
-        known = [tag for tag in list_backbones() if tag not in BACKBONES]
-        raise FileNotFoundError(_unknown("bundled tag or file", str(name_or_path), known))
-    state = read_state_dict(path)
-    found = _detect(state)
-    if found is None:
-        some = ", ".join(list(state)[:5])
-        raise ValueError(f"{path} is no checkpoint of {', '.join(BACKBONES)}: its first keys are {some}")
-    family, detected, settings = found
-    if name is not None and name != detected:
-        raise ValueError(f"{path} holds a {detected}, not a {name}")
+        hint = f" create_backbone({name_or_path!r}) has random weights." if name_or_path in BACKBONES else ""
+        raise FileNotFoundError(_unknown("bundled tag or file", str(name_or_path), _tags()) + hint)
+    if name is not None and name not in BACKBONES:
+        raise ValueError(_unknown("architecture", name, BACKBONES))
+    state, metadata = read_state_dict(path)
+    family, detected, settings = _detect(state, path)
+    asked = name or metadata.get("architecture", detected)
+    scale = metadata.get("scale", str(settings["scale"]))
+    if (asked, scale) != (detected, str(settings["scale"])):
+        raise ValueError(f"{path} holds a {detected} x{settings['scale']}, not a {asked} x{scale}")
     model = BACKBONES[detected](**settings)
     load_strictly(model, family.checkpoint_filter(state), path)
     return model.eval()
 
 
-def _detect(state: dict[str, Tensor]):
-    for family in FAMILIES:
-        try:
-            found = family.detect(state)
-        except (KeyError, IndexError, ValueError, ZeroDivisionError):
-            found = None  # Keys that only resemble the family's.
-        if found is not None:
-            return family, *found
-    return None
-
-
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint file, out of the containers and prefixes that training scripts add.
+def read_state_dict(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a checkpoint file, out of the containers and prefixes that training scripts add.
 
     Only tensors are read: a pickle that would run code is refused.
 
     Raises:
         ValueError: the file is corrupt, holds no state dict, or asks to run code.
     """
+    metadata: dict[str, str] = {}
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
                 content = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -114,22 +117,21 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         ) from error
     except (SafetensorError, RuntimeError, EOFError, OSError) as error:
         raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
-    for container in _CONTAINERS:
+    for container in CONTAINERS:
         if isinstance(content, dict) and isinstance(content.get(container), dict):
             content = content[container]
-            break
     if not isinstance(content, dict) or not content:
         raise ValueError(f"{path} holds no state dict but a {type(content).__name__}")
     wrong = [key for key, value in content.items() if not isinstance(value, Tensor)]
     if wrong:
         raise ValueError(f"{path} is no state dict: {wrong[0]!r} is not a tensor")
-    for prefix in _PREFIXES:
+    for prefix in PREFIXES:
         if all(key.startswith(prefix) for key in content):
             content = {key.removeprefix(prefix): value for key, value in content.items()}
-    return content
+    return content, metadata
 
 
-def load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path | str) -> None:
+def load_strictly(model: nn.Module, state: dict[str, Tensor], source: Path | str) -> None:
     """Loads every tensor or none.
 
     Raises:
@@ -139,20 +141,32 @@ def load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path | str) 
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or extra:
         raise ValueError(
-            f"{path} does not fit: {len(missing)} tensors are missing (first: {missing[:3]}), "
+            f"{source} does not fit: {len(missing)} tensors are missing (first: {missing[:3]}), "
             f"{len(extra)} are not the model's (first: {extra[:3]})"
         )
     for key, value in state.items():
         if value.shape != own[key].shape:
             raise ValueError(
-                f"{path}: {key} has shape {tuple(value.shape)}, the model's has {tuple(own[key].shape)}"
+                f"{source}: {key} has shape {tuple(value.shape)}, the model's has {tuple(own[key].shape)}"
             )
         if value.is_floating_point() and not value.isfinite().all():
-            raise ValueError(f"{path}: {key} has values that are not finite")
+            raise ValueError(f"{source}: {key} has values that are not finite")
     model.load_state_dict(state, strict=True)
 
 
-def _unknown(kind: str, asked: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(asked, known, n=1)
+def _detect(state: dict[str, Tensor], path: Path):
+    for family in FAMILIES:
+        found = family.detect(state)
+        if found is not None:
+            return family, *found
+    raise ValueError(f"{path} is no checkpoint of {', '.join(BACKBONES)}: its first keys are {list(state)[:5]}")
+
+
+def _tags() -> list[str]:
+    return sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
+
+
+def _unknown(kind: str, asked: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(asked, list(known), n=1)
     hint = f"; did you mean {near[0]!r}?" if near else "."
-    return f"there is no {kind} {asked!r}{hint} Known: {', '.join(known)}"
+    return f"there is no {kind} {asked!r}{hint} Known: {', '.join(known)}."

@@ -36,7 +36,7 @@ def head(records: pd.DataFrame, frame: pd.DataFrame) -> str:
     backbone = (records["total"] - records["trainable"]).max()
     crop = "whole images" if one["crop"] != one["crop"] else f"centre crops {one['crop']:.0f} px"
     rounded = "rounded to 8 bits" if one["round_to_uint8"] else "not rounded"
-    trained = records[records["seconds"] > 0]
+    trained = records[records["trainable"] > 0]
     usual = trained["lr"].mode()
     rates = f"{usual[0]:g}" if len(usual) else "none"
     others = trained[trained["lr"] != usual.min()].groupby("row")["lr"].unique()
@@ -54,7 +54,7 @@ def head(records: pd.DataFrame, frame: pd.DataFrame) -> str:
         f"{one['crop_border']} px removed, outputs {rounded}, SSIM window {one['window']}. "
         f"Training: {one['steps']} steps, batch {one['batch_size']}, input patches "
         f"{one['lq_size']} px, learning rate {rates}, seeds {all_of('seed')}. "
-        f"Memory: {all_of('peak_memory_what')}. Device: {all_of('device')}. "
+        f"Memory: {all_of('peak_memory_what') or 'not measured'}. Device: {all_of('device')}. "
         f"Commit {commits}{dirty}, {' to '.join(dict.fromkeys([days[0], days[-1]]))}, "
         f"profile `{one['profile']}`."
     )

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from ir_peft.figure_style import (
+from .figure_style import (
     COLORS,
     WIDTH,
     color,
@@ -52,10 +52,10 @@ _INKS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000
 
 
 def _run(table: pd.DataFrame) -> pd.DataFrame:
-    """Keep the rows with a result."""
+    """Keep the rows with a result; one of them at least must have trained something."""
     run = table[table["psnr"].notna()]
-    if run.empty:
-        raise ValueError("the table has no row with a result: nothing has been run")
+    if not (run["trainable"] > 0).any():
+        raise ValueError("the table has no trained row with a result: nothing has been run")
     return run
 
 
@@ -81,7 +81,8 @@ def efficiency_bars(table: pd.DataFrame) -> Figure:
         fig, axes = new_figure(0.34 * len(run) + 1.1, 12, ncols=4, sharey=True)
         y = np.arange(len(run))
         for ax, (column, unit, title) in zip(axes[0], panels, strict=True):
-            values = np.where((run["seconds"] > 0) | (column == "psnr"), run[column] / unit, np.nan)
+            costs = (run["trainable"] > 0) & (run[column] > 0)
+            values = np.where(costs | (column == "psnr"), run[column] / unit, np.nan)
             colors = [color(row) for row in run["row"]]
             if column == "psnr":
                 sd = run["psnr_sd"].fillna(0)
@@ -92,6 +93,12 @@ def efficiency_bars(table: pd.DataFrame) -> Figure:
                 bars = ax.barh(y, values, color=colors, height=0.7)
                 for bar, row in zip(bars, run["row"], strict=True):
                     bar.set_alpha(1.0 if _filled(row) else 0.6)
+            ax.set_title(title, fontsize=10)
+            ax.grid(axis="y", visible=False)
+            ax.tick_params(axis="y", length=0)
+            if np.isnan(values).all():
+                ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center")
+                continue
             low, high = np.nanmin(values), np.nanmax(values)
             digits = 2 if column == "psnr" else 0 if high >= 100 else 1
             for k, value in enumerate(values):
@@ -103,13 +110,12 @@ def efficiency_bars(table: pd.DataFrame) -> Figure:
             if column == "trainable":
                 ax.set_xscale("log")
                 ax.set_xlim(low / 3, high * 6)
+                ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+                ax.xaxis.set_minor_formatter(NullFormatter())
             elif column == "psnr":
                 ax.set_xlim(low - 0.3, high + 0.3 * (high - low) + 0.1)
             else:
                 ax.set_xlim(0, high * 1.28)
-            ax.set_title(title, fontsize=10)
-            ax.grid(axis="y", visible=False)
-            ax.tick_params(axis="y", length=0)
         axes[0, 0].set_yticks(y, run["label"])
         axes[0, 0].set_ylim(-0.6, len(run) - 0.4)
     return fig

@@ -7,7 +7,6 @@ them, and the published numbers, into DataFrames; it knows no model and imports 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,14 +55,20 @@ def _read(folders: Sequence[str | Path]) -> list[dict]:
     return sorted(records, key=lambda item: item[1]["id"])
 
 
+def _number(value: float | None) -> float:
+    """A number, NaN where the record has none."""
+    return float("nan") if value is None else float(value)
+
+
 def _flat(path: Path, record: dict) -> dict:
     """One record as flat columns, without curve and scores."""
     spec, profile, metric = record["spec"], record["profile"], record["metric"]
+    memory = record["peak_memory"] or {"bytes": None, "what": None}  # None: nothing was trained
     try:
         return {
             "id": record["id"],
             **{k: spec[k] for k in ("paper", "table", "row", "label", "backbone", "task")},
-            **{"method": spec["method"], "lr": spec.get("lr"), "seed": spec["seed"]},
+            **{"method": spec["method"], "lr": _number(spec.get("lr")), "seed": spec["seed"]},
             "profile": profile["name"],
             **{k: profile.get(k) for k in ("steps", "batch_size", "lq_size", "test_set", "crop")},
             **{k: metric[k] for k in _METRIC},
@@ -71,10 +76,10 @@ def _flat(path: Path, record: dict) -> dict:
             "total": record["parameters"]["total"],
             "adapter_bytes": record["adapter_bytes"],
             "seconds": record["seconds"],
-            "steps_per_second": record["steps_per_second"],
-            "peak_memory": record["peak_memory"]["bytes"],
-            "peak_memory_what": record["peak_memory"]["what"],
-            "commit": record["git"]["commit"],
+            "steps_per_second": _number(record["steps_per_second"]),
+            "peak_memory": _number(memory["bytes"]),
+            "peak_memory_what": memory["what"],
+            "commit": record["git"]["commit"] or "unknown",
             "dirty": record["git"]["dirty"],
             "device": record["device"],
             "date": record["date"],
@@ -228,15 +233,3 @@ def comparison_report(compared: pd.DataFrame, *, tolerance: float = 0.01) -> str
             rows = sorted(set(compared.loc[compared["status"] == side, "row"]))
             lines.append(f"{counts[side]} value(s) {side}: rows {', '.join(rows)}.")
     return "\n".join(lines)
-
-
-def write_text(path: Path, text: str) -> Path:
-    """Write a text file atomically: a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path

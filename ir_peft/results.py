@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ir_peft.claims import PAPER_NAMES, claims, foot, head
-from ir_peft.records import (
+from .claims import PAPER_NAMES, claims, foot, head
+from .files import write_text
+from .records import (
     comparable,
     compare,
     comparison_report,
@@ -19,7 +20,6 @@ from ir_peft.records import (
     load_paper_numbers,
     load_records,
     select,
-    write_text,
 )
 
 if TYPE_CHECKING:
@@ -167,6 +167,11 @@ def _clean(value: float, pattern: str) -> str:
     return "" if value != value else pattern.format(value)
 
 
+def _cost(value: float, pattern: str) -> str:
+    """Format a cost; 0 and NaN, of rows that train nothing, become a dash."""
+    return pattern.format(value) if value > 0 else "–"
+
+
 def _spread(mean: float, sd: float, seeds: int, digits: int) -> str:
     """Mean, with the standard deviation and the number of seeds where there are several."""
     text = _clean(mean, f"{{:.{digits}f}}")
@@ -187,7 +192,6 @@ def display(frame: pd.DataFrame) -> pd.DataFrame:
     sets = [column for column in frame if column.startswith("paper ")][1:-1]
     lines = []
     for _, r in frame.iterrows():
-        trained = r["seconds"] > 0
         line = {
             "method": r["label"],
             "trainable": _clean(r["trainable"], "{:,.0f}"),
@@ -196,10 +200,10 @@ def display(frame: pd.DataFrame) -> pd.DataFrame:
             "SSIM": _spread(r["ssim"], r["ssim_sd"], r["seeds"], 4),
             "over bicubic [dB]": _clean(r["gain"], "{:+.2f}"),
             "below full [dB]": _clean(r["gap"], "{:.2f}"),
-            "train [s]": _clean(r["seconds"], "{:.0f}") if trained else "–",
-            "steps/s": _clean(r["steps_per_second"], "{:.2f}") if trained else "–",
-            "peak memory [MiB]": _clean(r["peak_memory"] / 2**20, "{:.0f}") if trained else "–",
-            "adapter file [kB]": _clean(r["adapter_bytes"] / 1e3, "{:.1f}") if trained else "–",
+            "train [s]": _cost(r["seconds"], "{:.0f}"),
+            "steps/s": _cost(r["steps_per_second"], "{:.2f}"),
+            "peak memory [MiB]": _cost(r["peak_memory"] / 2**20, "{:.0f}"),
+            "adapter file [kB]": _cost(r["adapter_bytes"] / 1e3, "{:.1f}"),
         }
         if not r["seeds"]:
             line = {k: v if k == "method" else "" for k, v in line.items()} | {
@@ -290,10 +294,12 @@ def write_tables(
         digits = digits.rename(columns=labels).T.reset_index(names="PSNR [dB]")
         listed = "\n".join("- " + line.replace("* P", r"\* P") for line in bottom)
         text = f"# {stem}\n\n{top}\n\n{to_markdown(shown)}\n{listed}\n\n## Per image\n\n"
-        path = Path(folder) / stem
-        written += [
-            write_text(path.with_name(f"{stem}.md"), text + to_markdown(digits)),
-            write_text(path.with_name(f"{stem}.tex"), to_latex(shown, top, bottom)),
-            write_text(path.with_name(f"{stem}-images.csv"), images.round(6).to_csv()),
-        ]
+        contents = {
+            f"{stem}.md": text + to_markdown(digits),
+            f"{stem}.tex": to_latex(shown, top, bottom),
+            f"{stem}-images.csv": images.round(6).to_csv(),
+        }
+        for name, content in contents.items():
+            write_text(Path(folder) / name, content)
+            written.append(Path(folder) / name)
     return written

@@ -69,9 +69,23 @@ def test_efficiency_bars_draw_each_cost_and_no_row_that_was_not_run(table):
     assert "25.70" in texts(fig)
 
 
-def test_a_table_without_results_is_refused(table):
-    with pytest.raises(ValueError, match="nothing has been run"):
-        plots.tradeoff(table[table["row"] == "bitfit"])
+def test_costs_that_were_not_measured_are_said_to_be(table):
+    fig = plots.efficiency_bars(table.assign(peak_memory=np.nan))
+    assert [text.get_text() for text in fig.axes[2].texts] == ["not measured"]
+
+
+@pytest.mark.parametrize("rows", [["bitfit"], ["bicubic", "frozen"]])
+def test_a_table_without_trained_rows_is_refused(table, rows):
+    part = table[table["row"].isin(rows)]
+    for draw in (plots.efficiency_bars, plots.tradeoff, plots.alone_or_with_tail):
+        with pytest.raises(ValueError, match="nothing has been run"):
+            draw(part)
+
+
+def test_one_trained_row_is_enough(table):
+    part = table[table["row"].isin(["bicubic", "lora"])]
+    assert "lora" in texts(plots.tradeoff(part))
+    assert "35.2" in texts(plots.efficiency_bars(part))
 
 
 def test_tradeoff_labels_hit_neither_each_other_nor_a_point(table):

@@ -37,8 +37,8 @@ def make_record(row, psnr, *, task="lr4_noise30", seed=0, profile="full"):
         | {"test_set": "photos11", "crop": 256},
         "curve": [],
         "seconds": 301.2 if trained else 0,
-        "steps_per_second": 1.328 if trained else 0,
-        "peak_memory": {"bytes": 2**30, "what": "peak resident set size"},
+        "steps_per_second": 1.328 if trained else None,
+        "peak_memory": {"bytes": 2**30, "what": "peak resident set size"} if trained else None,
         "parameters": {"trainable": trainable, "total": BACKBONE + trainable},
         "adapter_bytes": 182_040 if trained else 0,
         "scores": [
@@ -194,6 +194,13 @@ def test_claims_are_not_checked_where_rows_are_missing(tmp_path):
     found = checked(load(tmp_path, make_record("lora", 22.0)))
     assert [holds for holds, _ in found] == [None] * 4
     assert "needs bitfit, houlsby, adaptformer, adaptir" in found[0][1]
+
+
+def test_a_table_of_untrained_rows_alone_can_be_written(tmp_path):
+    made = [make_record(row, PSNR[row]) for row in ("bicubic", "frozen")]
+    text = results.write_tables(load(tmp_path / "in", *made), tmp_path / "out")[0].read_text()
+    assert "learning rate none" in text
+    assert "| Bicubic | 0 | 0.00 | 23.40 | 0.6500 | +0.00 |  | – | – | – | – |" in text
 
 
 def test_head_names_every_condition(records):

@@ -1,0 +1,70 @@
+"""Scores of a model on pairs of degraded and clean images, one row an image."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+from torch import Tensor
+from tqdm import tqdm
+
+from . import metrics
+from .inference import restore
+
+
+def evaluate(
+    model: Callable[[Tensor], Tensor],
+    pairs: Iterable[tuple[str, Tensor, Tensor]],
+    *,
+    crop_border: int,
+    channel: metrics.Channel,
+    window: metrics.Window = "gaussian11",
+    tile: int | str | None = None,
+    overlap: int = 16,
+    self_ensemble: bool = False,
+    progress: bool = True,
+) -> list[dict[str, str | float]]:
+    """Restores each degraded image and compares it with the clean one, both rounded to 8 bits.
+
+    No image is skipped: whatever fails on one ends the evaluation with an error that names it.
+
+    Args:
+        model: (B, 3, h, w) -> (B, 3, s*h, s*w); a backbone, or a function such as bicubic resizing.
+        pairs: (name, lq (3, h, w), gt (3, s*h, s*w)), floating point in [0, 1].
+        crop_border: pixels left out at each side of the images.
+        channel: "rgb" or "y", see `metrics.psnr`.
+        window: of SSIM, see `metrics.ssim`.
+        tile: see `inference.restore`, as for overlap and self_ensemble.
+        overlap: pixels that neighbouring tiles share.
+        self_ensemble: average over 8 flips and transpositions.
+        progress: show a progress bar.
+
+    Returns:
+        One dict a pair, in order: image (its name), psnr (dB), ssim, seconds (restoring it).
+
+    Raises:
+        ValueError: no pairs, or an image of the wrong shape or with values that are not finite.
+        TypeError: an image is not a floating-point tensor.
+        FloatingPointError: the model's output is not finite.
+    """
+    pairs = list(pairs)
+    if not pairs:
+        raise ValueError("there are no image pairs to evaluate")
+    rows = []
+    for name, lq, gt in tqdm(pairs, desc="evaluate", unit="image", disable=not progress):
+        try:
+            start = time.perf_counter()
+            sr = restore(model, lq, tile, overlap, self_ensemble)
+            seconds = time.perf_counter() - start
+            if sr.shape != gt.shape:
+                raise ValueError(
+                    f"restored to {tuple(sr.shape)}, but the clean one is {tuple(gt.shape)}"
+                )
+            psnr = metrics.psnr(sr, gt, crop_border=crop_border, channel=channel).item()
+            ssim = metrics.ssim(
+                sr, gt, crop_border=crop_border, channel=channel, window=window
+            ).item()
+        except (TypeError, ValueError, FloatingPointError) as error:
+            raise type(error)(f"image {name!r}: {error}") from error
+        rows.append({"image": name, "psnr": psnr, "ssim": ssim, "seconds": seconds})
+    return rows

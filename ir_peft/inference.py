@@ -79,9 +79,8 @@ def restore(
         raise FloatingPointError(
             "the model's output is not finite: its weights or its precision fail"
         )
-    out = out.clamp_(0, 1)
-    # A copy made outside inference mode, which autograd may use like any other tensor.
-    return (out[0] if image.ndim == 3 else out).clone()
+    out = out.clamp(0, 1)  # Outside inference mode, so that autograd may use the result.
+    return out[0] if image.ndim == 3 else out
 
 
 _SYMMETRIES = [

@@ -1,0 +1,65 @@
+"""Parameter-efficient fine-tuning of image-restoration transformers: AdaptIR, AdaIR and ASteISR.
+
+    model = ir_peft.load_backbone("dat_light_x4")
+    ir_peft.attach_adapter(model, "adaptir")
+    ir_peft.train(model, patches, steps=400, batch_size=4)
+    ir_peft.save_adapter(model, "my_adapter")
+    restored = ir_peft.restore(model, image)
+"""
+
+from . import data, metrics
+from .adapters import (
+    AdaptFormerConfig,
+    AdaptIRConfig,
+    Adapter,
+    AdapterConfig,
+    BitFitConfig,
+    HoulsbyConfig,
+    LoRAConfig,
+    active_adapter,
+    adapter_names,
+    attach_adapter,
+    count_parameters,
+    disable_adapters,
+    load_adapter,
+    merge_and_unload,
+    print_trainable_parameters,
+    save_adapter,
+    set_adapter,
+    unload,
+)
+from .backbones import create_backbone, list_backbones, load_backbone
+from .evaluate import evaluate
+from .inference import restore
+from .train import train
+from .version import __version__
+
+__all__ = [
+    "AdaptFormerConfig",
+    "AdaptIRConfig",
+    "Adapter",
+    "AdapterConfig",
+    "BitFitConfig",
+    "HoulsbyConfig",
+    "LoRAConfig",
+    "__version__",
+    "active_adapter",
+    "adapter_names",
+    "attach_adapter",
+    "count_parameters",
+    "create_backbone",
+    "data",
+    "disable_adapters",
+    "evaluate",
+    "list_backbones",
+    "load_adapter",
+    "load_backbone",
+    "merge_and_unload",
+    "metrics",
+    "print_trainable_parameters",
+    "restore",
+    "save_adapter",
+    "set_adapter",
+    "train",
+    "unload",
+]

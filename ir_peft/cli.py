@@ -1,0 +1,153 @@
+"""The `ir-peft` command: list | run | reproduce | restore | fetch | data check."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; user errors end in one clear line and exit code 2."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        return options.command(options) or 0
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, FloatingPointError) as error:
+        if options.traceback:
+            raise
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        print(f"ir-peft: {message}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ir-peft: interrupted; the same command resumes at the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ir-peft", description=__doc__)
+    parser.add_argument("--traceback", action="store_true", help="show the whole traceback of an error")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    command = commands.add_parser("list", help="backbones, adapters, tasks and experiments")
+    command.set_defaults(command=_list)
+
+    command = commands.add_parser("run", help="run the rows of an experiment file")
+    command.add_argument("file", help="for example experiments/adaptir.toml")
+    command.add_argument("--profile", default="demo", help="smoke, demo (default) or full")
+    command.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows")
+    command.add_argument("--tasks", nargs="+", metavar="TASK", help="only these tasks")
+    command.set_defaults(command=_run)
+
+    command = commands.add_parser("reproduce", help="every table, figure and notebook")
+    command.add_argument("--profile", default="demo", help="smoke, demo (default) or full")
+    command.set_defaults(command=_reproduce)
+
+    command = commands.add_parser("restore", help="restore an image file")
+    command.add_argument("image", help="the damaged image: PNG, JPEG, WebP, TIFF, ...")
+    command.add_argument("-o", "--output", help="where to write; default: IMAGE_restored.png")
+    command.add_argument("--backbone", default="dat_light_x4", help="a bundled tag or a checkpoint file")
+    command.add_argument("--adapter", help="a folder, or a bundled tag like adaptir/lr4_noise30-adaptir_tail")
+    command.add_argument("--tile", type=int, help="tile side in pixels of the input, for large images")
+    command.add_argument("--self-ensemble", action="store_true", help="average over 8 flips and rotations")
+    command.add_argument("--force", action="store_true", help="overwrite the output file")
+    command.set_defaults(command=_restore)
+
+    command = commands.add_parser("fetch", help="fetch test photographs into the cache")
+    command.add_argument("name", choices=["photos11"])
+    command.set_defaults(command=_fetch)
+
+    command = commands.add_parser("data", help="check a folder of the field's data sets")
+    command.add_argument("action", choices=["check"])
+    command.add_argument("root", help="the folder that holds the data sets")
+    command.set_defaults(command=_data)
+    return parser
+
+
+def _list(options: argparse.Namespace) -> None:
+    from . import adapters, backbones, experiments
+    from .data import degradations
+
+    print("backbones:  " + " ".join(backbones.list_backbones()))
+    print("adapters:   " + " ".join(adapters.ADAPTERS))
+    print("shipped:    " + " ".join(_shipped()))
+    print("tasks:      " + " ".join(degradations.TASKS))
+    print("profiles:   " + " ".join(experiments.PROFILES))
+    print("experiments:" + "".join(f" {path}" for path in sorted(Path("experiments").glob("*.toml"))))
+
+
+def _shipped() -> list[str]:
+    from .adapters.checkpoint import CONFIG_FILE, WEIGHTS
+
+    return sorted(str(path.parent.relative_to(WEIGHTS)) for path in WEIGHTS.rglob(CONFIG_FILE))
+
+
+def _profile(name: str):
+    """The named profile; without the photos11 cache its test set becomes photos6, and says so."""
+    from . import experiments
+    from .data import photos
+
+    if name not in experiments.PROFILES:
+        raise ValueError(f"unknown profile {name!r}; there are {', '.join(experiments.PROFILES)}")
+    profile = experiments.PROFILES[name]
+    if profile.test_set == "photos11" and not profile.trains and not photos.available("photos11"):
+        print("photos11 is not in the cache (`ir-peft fetch photos11`): evaluating photos6 instead")
+        profile = replace(profile, test_set="photos6")
+    return profile
+
+
+def _run(options: argparse.Namespace) -> None:
+    from . import experiments, reproduce
+
+    specs = experiments.load_specs(options.file)
+    for kind, wanted in (("row", options.rows), ("task", options.tasks)):
+        if wanted:
+            known = {getattr(spec, kind) for spec in specs}
+            unknown = set(wanted) - known
+            if unknown:
+                raise ValueError(f"{options.file} has no {kind} {sorted(unknown)}; it has {sorted(known)}")
+            specs = [spec for spec in specs if getattr(spec, kind) in wanted]
+    reproduce.run_all(specs, _profile(options.profile))
+
+
+def _reproduce(options: argparse.Namespace) -> None:
+    from . import reproduce
+
+    reproduce.reproduce(_profile(options.profile))
+
+
+def _restore(options: argparse.Namespace) -> None:
+    from . import adapters, backbones, inference
+    from .data import photos
+
+    source = Path(options.image)
+    target = Path(options.output) if options.output else source.with_name(f"{source.stem}_restored.png")
+    if target.exists() and not options.force:
+        raise FileExistsError(f"{target} exists; name another with -o, or overwrite it with --force")
+    image = photos.read_image(source)
+    model = backbones.load_backbone(options.backbone)
+    if options.adapter:
+        adapters.load_adapter(model, options.adapter)
+    result = inference.restore(
+        model.eval(), image, tile=options.tile, self_ensemble=options.self_ensemble
+    )
+    photos.write_image(target, result)
+    print(f"{target}: {result.shape[-1]} x {result.shape[-2]} pixels")
+
+
+def _fetch(options: argparse.Namespace) -> None:
+    from .data import photos
+
+    print(f"{options.name}: {photos.fetch(options.name)}")
+
+
+def _data(options: argparse.Namespace) -> None:
+    from .data import folders
+
+    print(folders.check(options.root))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

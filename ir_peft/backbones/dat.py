@@ -21,8 +21,9 @@ from .layers import (
     Upsample,
     UpsampleOneStep,
     attention,
+    head_padding,
     init_weights,
-    shift_mask,
+    shift_features,
     to_image,
     to_tokens,
     window_partition,
@@ -60,10 +61,7 @@ class SGFN(nn.Module):
 
 
 class PositionBias(nn.Module):
-    """Dynamic relative position bias of an h x w window: a small MLP over the offsets -> (heads, N, N).
-
-    While the MLP is frozen the bias is a constant: it is built once and kept.
-    """
+    """Dynamic relative position bias of an h x w window: a small MLP over the offsets -> (heads, N, N), fp32."""
 
     def __init__(self, dim: int, heads: int, h: int, w: int):
         super().__init__()
@@ -72,38 +70,43 @@ class PositionBias(nn.Module):
         self.pos1 = nn.Sequential(nn.LayerNorm(dim), nn.ReLU(), nn.Linear(dim, dim))
         self.pos2 = nn.Sequential(nn.LayerNorm(dim), nn.ReLU(), nn.Linear(dim, dim))
         self.pos3 = nn.Sequential(nn.LayerNorm(dim), nn.ReLU(), nn.Linear(dim, heads))
-        self._kept: Tensor | None = None
+        self._own = len(list(self.parameters()))
+        self._kept: tuple[list, Tensor] | None = None
 
-    def _apply(self, fn, recurse=True):  # A move to another device or dtype outdates the kept bias.
-        self._kept = None
-        return super()._apply(fn, recurse)
+    def forward(self) -> Tensor:
+        parameters = list(self.parameters())
+        # A trained bias changes at each step, and one with an adapter inside when the adapter is switched.
+        changing = len(parameters) != self._own or any(p.requires_grad for p in parameters)
+        if changing or torch.compiler.is_compiling():
+            self._kept = None
+            return self.build()
+        # The bias of frozen weights is a constant, built once for these very values.
+        values = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
+        if self._kept is None or self._kept[0] != values:
+            with torch.inference_mode(False), torch.no_grad():
+                self._kept = values, self.build().contiguous()
+        return self._kept[1]
 
-    def _load_from_state_dict(self, *args) -> None:  # So do other weights.
-        self._kept = None
-        super()._load_from_state_dict(*args)
-
-    def _build(self) -> Tensor:
+    def build(self) -> Tensor:
+        """The bias from the weights: (heads, N, N)."""
         h, w = self.window
-        weight = self.pos_proj.weight
+        weight = (
+            self.pos_proj.weight
+            if isinstance(self.pos_proj, nn.Linear)
+            else next(self.parameters())
+        )
         rows = torch.arange(h, device=weight.device)
         columns = torch.arange(w, device=weight.device)
-        dy = torch.arange(1 - h, h, device=weight.device, dtype=weight.dtype)
-        dx = torch.arange(1 - w, w, device=weight.device, dtype=weight.dtype)
-        offsets = torch.cartesian_prod(dy, dx)  # ((2h-1) * (2w-1), 2)
-        table = self.pos3(self.pos2(self.pos1(self.pos_proj(offsets))))  # (offsets, heads)
+        offsets = torch.cartesian_prod(
+            torch.arange(1 - h, h, device=weight.device),
+            torch.arange(1 - w, w, device=weight.device),
+        ).to(weight.dtype)  # ((2h-1) * (2w-1), 2)
+        with torch.autocast(weight.device.type, enabled=False):
+            table = self.pos3(self.pos2(self.pos1(self.pos_proj(offsets))))  # (offsets, heads)
         token = torch.cartesian_prod(rows, columns)  # (N, 2)
         between = token[:, None] - token[None, :]  # (N, N, 2)
         index = (between[..., 0] + h - 1) * (2 * w - 1) + between[..., 1] + w - 1
         return table[index].permute(2, 0, 1)
-
-    def forward(self) -> Tensor:
-        if any(p.requires_grad for p in self.parameters()):
-            self._kept = None
-            return self._build()
-        if self._kept is None:
-            with torch.inference_mode(False), torch.no_grad():
-                self._kept = self._build().contiguous()
-        return self._kept
 
 
 class WindowAttention(nn.Module):
@@ -111,24 +114,36 @@ class WindowAttention(nn.Module):
 
     def __init__(self, dim: int, heads: int, h: int, w: int, shift: bool):
         super().__init__()
+        self.heads = heads
         self.window = (h, w)
         self.shift = (h // 2, w // 2) if shift else None
         self.pos = PositionBias(dim // 4 // 4, heads, h, w)
 
-    def forward(self, qkv: Tensor) -> Tensor:
-        """(B, H, W, 3, heads, d), H and W multiples of the window -> (B, H, W, heads * d)."""
-        (h, w), (B, H, W) = self.window, qkv.shape[:3]
-        bias = self.pos()  # (heads, N, N)
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Three of (B, H, W, C), H and W multiples of the window -> (B, H, W, C)."""
+        B, H, W, C = q.shape
+        (h, w), d = self.window, C // self.heads
+        extra = [q.new_zeros(1, 1, 1, head_padding(d, q.device))] * 3
         if self.shift:
             dh, dw = self.shift
-            qkv = qkv.roll((-dh, -dw), dims=(1, 2))
-            bias = bias + shift_mask(H, W, h, w, dh, dw, qkv.device)  # (nW, heads, N, N)
-            bias = bias.repeat(B, 1, 1, 1)
-        qkv = window_partition(qkv, h, w)  # (B * nW, N, 3, heads, d)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B * nW, heads, N, d)
-        out = attention(q, k, v, bias).transpose(1, 2).flatten(2)  # (B * nW, N, heads * d)
-        out = window_reverse(out, h, w, H, W)
+            q, k, v = (x.roll((-dh, -dw), dims=(1, 2)) for x in (q, k, v))
+            spare = head_padding(d + 4, q.device)
+            features = shift_features(H, W, dh, dw, spare, q.device)  # (3, H, W, 4 + spare)
+            extra = (features * d**0.25).to(q.dtype).split(1)  # The product is divided by d ** 0.5.
+        q, k, v = (self.to_windows(x, e) for x, e in zip((q, k, v), extra, strict=True))
+        out = attention(q, k, v, self.pos(), scale=d**-0.5)[..., :d]  # (B * nW, heads, N, d)
+        out = out.transpose(1, 2).unflatten(1, (h, w)).unflatten(0, (B, H // h, W // w))
+        out = window_reverse(out).flatten(3)  # (B, H, W, C)
         return out.roll(self.shift, dims=(1, 2)) if self.shift else out
+
+    def to_windows(self, x: Tensor, extra: Tensor) -> Tensor:
+        """(B, H, W, heads * d), and (1, H, W, e) for every head -> (B * nW, heads, N, d + e), in one copy."""
+        x = x.unflatten(-1, (self.heads, -1))
+        extra = extra.unsqueeze(3).expand(*x.shape[:-1], -1)
+        views = (
+            window_partition(t, *self.window).transpose(4, 5).transpose(3, 4) for t in (x, extra)
+        )
+        return torch.cat(list(views), dim=-1).flatten(4, 5).flatten(0, 2)
 
 
 class Interaction(nn.Module):
@@ -180,16 +195,18 @@ class SpatialAttention(Interaction):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        B, H, W, C = x.shape
+        _, H, W, C = x.shape
         qkv = self.qkv(x)  # (B, H, W, 3C)
-        conv = to_tokens(self.dwconv(to_image(qkv[..., 2 * C :])))
         bottom, right = -H % self.multiple, -W % self.multiple
-        padded = F.pad(qkv, (0, 0, 0, right, 0, bottom)) if bottom or right else qkv
-        halves = padded.unflatten(-1, (3, 2, self.heads // 2, C // self.heads)).unbind(4)
-        attended = torch.cat(
-            [attn(half)[:, :H, :W] for attn, half in zip(self.attns, halves, strict=True)], dim=-1
+        if bottom or right:
+            qkv = F.pad(qkv, (0, 0, 0, right, 0, bottom))
+        q0, q1, k0, k1, v0, v1 = qkv.split(C // 2, dim=-1)
+        conv = to_tokens(self.dwconv(to_image(torch.cat((v0, v1), dim=-1)[:, :H, :W])))
+        attended = torch.cat((self.attns[0](q0, k0, v0), self.attns[1](q1, k1, v1)), dim=-1)
+        attended = attended[:, :H, :W]
+        return self.proj(
+            torch.addcmul(attended * self.channel_gate(conv), self.spatial_gate(attended), conv)
         )
-        return self.proj(attended * self.channel_gate(conv) + self.spatial_gate(attended) * conv)
 
 
 class ChannelAttention(Interaction):
@@ -200,15 +217,31 @@ class ChannelAttention(Interaction):
         self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        B, H, W, C = x.shape
-        qkv = self.qkv(x)  # (B, H, W, 3C)
-        conv = to_tokens(self.dwconv(to_image(qkv[..., 2 * C :])))
-        q, k, v = qkv.reshape(B, H * W, 3, self.heads, -1).permute(2, 0, 3, 4, 1)  # (B, heads, d, N)
-        q = F.normalize(q.float(), dim=-1).to(v.dtype)
-        k = F.normalize(k.float(), dim=-1).to(v.dtype)
-        weights = (q @ k.transpose(-2, -1) * self.temperature).softmax(dim=-1)  # (B, heads, d, d)
-        attended = (weights.to(v.dtype) @ v).permute(0, 3, 1, 2).reshape(B, H, W, C)
-        return self.proj(attended * self.spatial_gate(conv) + conv * self.channel_gate(attended))
+        _, H, W, C = x.shape
+        q, k, v = self.qkv(x).split(C, dim=-1)  # each (B, H, W, C)
+        conv = to_tokens(self.dwconv(to_image(v)))
+        attended = (v.flatten(1, 2) @ self.weights(q, k).to(v.dtype)).unflatten(1, (H, W))
+        return self.proj(
+            torch.addcmul(attended * self.spatial_gate(conv), self.channel_gate(attended), conv)
+        )
+
+    def weights(self, q: Tensor, k: Tensor) -> Tensor:
+        """Attention weights transposed, zero between heads: (B, C, C), in fp32.
+
+        All heads go through one C x C product: no head is copied, which costs more than the products across heads.
+        """
+        with torch.autocast(q.device.type, enabled=False):
+            q, k = (x.flatten(1, 2).float() for x in (q, k))  # (B, N, C)
+            norms = (
+                torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(1e-12) for x in (q, k)
+            )
+            nq, nk = norms  # (B, 1, C)
+            C = q.shape[-1]
+            d = C // self.heads
+            logits = k.transpose(1, 2) @ q / (nk.transpose(1, 2) * nq)  # (B, C, C), rows are keys
+            logits = logits * self.temperature.flatten().repeat_interleave(d)
+            head = torch.arange(C, device=q.device) // d
+            return logits.masked_fill(head[:, None] != head, float("-inf")).softmax(dim=1)
 
 
 class Block(nn.Module):
@@ -369,10 +402,20 @@ def detect(state: dict[str, Tensor]) -> tuple[str, dict] | None:
     if light:
         scale = math.isqrt(state["upsample.0.weight"].shape[0] // 3)
     else:
-        stages = [state[key].shape[0] // 64 for key in ("upsample.0.weight", "upsample.2.weight") if key in state]
+        stages = [
+            state[key].shape[0] // 64
+            for key in ("upsample.0.weight", "upsample.2.weight")
+            if key in state
+        ]
         scale = math.isqrt(math.prod(stages))
     expansion = state["layers.0.blocks.0.ffn.fc1.weight"].shape[0] / dim
-    settings = {"scale": scale, "dim": dim, "depths": depths, "expansion": expansion, "light": light}
+    settings = {
+        "scale": scale,
+        "dim": dim,
+        "depths": depths,
+        "expansion": expansion,
+        "light": light,
+    }
     offsets = state.get("layers.0.blocks.0.attn.attns.0.rpe_biases")
     if offsets is not None:
         settings["split_size"] = tuple(int(v) + 1 for v in offsets[-1])

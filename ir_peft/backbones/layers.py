@@ -12,6 +12,11 @@ from torch import Tensor, nn
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # Mean colour of DIV2K, used by EDSR and everything after it.
 
 
+def head_padding(d: int, device: torch.device) -> int:
+    """Zero channels that a head of width d needs to fill the registers of the CPU's attention kernel: twice as fast."""
+    return -d % 16 if device.type == "cpu" else 0
+
+
 def attention(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: float | None = None
 ) -> Tensor:
@@ -29,46 +34,38 @@ def attention(
     scale = d**-0.5 if scale is None else scale
     if bias is not None:
         bias = bias.to(q.dtype).expand(q.shape[0], q.shape[1], -1, -1)
-    # The CPU kernel runs about twice as fast where the head width fills its registers; zeros change nothing.
-    spare = -d % 16 if q.device.type == "cpu" else 0
+    spare = head_padding(d, q.device)
     if spare:
         q, k, v = (F.pad(x, (0, spare)) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)[..., :d]
 
 
 def window_partition(x: Tensor, h: int, w: int) -> Tensor:
-    """(B, H, W, ...) -> (B * H/h * W/w, h * w, ...), windows in row-major order inside each image."""
-    B, H, W, *rest = x.shape
-    x = x.reshape(B, H // h, h, W // w, w, *rest).transpose(2, 3)  # (B, H/h, W/w, h, w, ...)
-    return x.reshape(-1, h * w, *rest)
+    """(B, H, W, ...) -> (B, H/h, W/w, h, w, ...), a view."""
+    return x.unflatten(2, (-1, w)).unflatten(1, (-1, h)).transpose(2, 3)
 
 
-def window_reverse(windows: Tensor, h: int, w: int, H: int, W: int) -> Tensor:
-    """The inverse of `window_partition`: (B * H/h * W/w, h * w, ...) -> (B, H, W, ...)."""
-    rest = windows.shape[2:]
-    x = windows.reshape(-1, H // h, W // w, h, w, *rest).transpose(2, 3)  # (B, H/h, h, W/w, w, ...)
-    return x.reshape(-1, H, W, *rest)
+def window_reverse(x: Tensor) -> Tensor:
+    """The inverse of `window_partition`: (B, H/h, W/w, h, w, ...) -> (B, H, W, ...)."""
+    return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
-@lru_cache(maxsize=32)
-def shift_mask(H: int, W: int, h: int, w: int, dh: int, dw: int, device: torch.device) -> Tensor:
-    """(H/h * W/w, 1, N, N) logits mask of windows shifted by (dh, dw): -100 between strangers.
+@lru_cache(maxsize=64)
+def shift_features(H: int, W: int, dh: int, dw: int, spare: int, device: torch.device) -> Tensor:
+    """Features that keep strangers apart in windows shifted by (dh, dw): (3, H, W, 4 + spare), for q, k and v.
 
-    Tokens that were not neighbours before the cyclic shift must not see each other (Swin Transformer,
-    arXiv 2103.14030, Sec. 3.2).
+    After the cyclic shift the last windows hold tokens that were not neighbours and must not see each other (Swin
+    Transformer, arXiv 2103.14030, Sec. 3.2). The product of the features of q and k is 0 between neighbours and -100
+    or less between strangers: as a few more channels of each head they do what a mask of the size of the attention
+    matrix does. v and the spare channels get zeros.
     """
-
-    def bands(length: int, size: int, shift: int) -> Tensor:
-        band = torch.zeros(length, device=device)
-        band[length - size :] = 1
-        band[length - shift :] = 2
-        return band
-
     with torch.inference_mode(False):
-        region = 3 * bands(H, h, dh)[:, None] + bands(W, w, dw)[None, :]  # (H, W)
-        region = window_partition(region[None], h, w)  # (nW, N)
-        strangers = region[:, None, :] != region[:, :, None]  # (nW, N, N)
-        return torch.zeros(strangers.shape, device=device).masked_fill_(strangers, -100.0)[:, None]
+        row = (torch.arange(H, device=device) >= H - dh).float()[:, None].expand(H, W)
+        column = (torch.arange(W, device=device) >= W - dw).float()[None, :].expand(H, W)
+        features = torch.zeros(3, H, W, 4 + spare, device=device)
+        features[0, ..., :4] = 10 * torch.stack([row, 1 - row, column, 1 - column], dim=-1)
+        features[1, ..., :4] = -10 * torch.stack([1 - row, row, 1 - column, column], dim=-1)
+        return features
 
 
 def to_image(x: Tensor) -> Tensor:
@@ -79,6 +76,32 @@ def to_image(x: Tensor) -> Tensor:
 def to_tokens(x: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, H, W, C), a view."""
     return x.permute(0, 2, 3, 1)
+
+
+def mirror_pad(x: Tensor, H: int, W: int) -> Tensor:
+    """(B, C, h, w) -> (B, C, H, W): continues the image in its mirror at the bottom and the right.
+
+    The edge pixel is repeated, and a small image is mirrored as often as needed.
+    """
+    for dim, length in ((2, H), (3, W)):
+        size = x.shape[dim]
+        if size < length:
+            index = torch.arange(length, device=x.device) % (2 * size)
+            x = x.index_select(dim, torch.minimum(index, 2 * size - 1 - index))
+    return x
+
+
+def reflect_pad(x: Tensor, multiple: int) -> Tensor:
+    """(B, C, h, w) -> (B, C, H, W), the next multiples: continues the image by reflection at the bottom and the right.
+
+    The edge pixel is not repeated; a small image is reflected as often as needed, unlike in `F.pad`.
+    """
+    for dim in (2, 3):
+        size = x.shape[dim]
+        if size % multiple:
+            index = torch.arange(size + -size % multiple, device=x.device) % max(1, 2 * size - 2)
+            x = x.index_select(dim, torch.minimum(index, 2 * size - 2 - index))
+    return x
 
 
 class Upsample(nn.Sequential):

@@ -23,9 +23,12 @@ from ir_peft.data.photos import Photo
 __all__ = [
     "Patches",
     "augment",
+    "integer_scale",
     "item_generator",
     "make_test_pairs",
+    "randint",
     "split_bicubic",
+    "test_generator",
     "test_generator",
 ]
 
@@ -99,17 +102,17 @@ class Patches(Dataset):
             y = x = MARGIN
         else:
             lq, gt = self._draw_area(generator)
-            y = _randint(lq.shape[1] - p + 1, generator)
-            x = _randint(lq.shape[2] - p + 1, generator)
-        turn = _randint(8, generator)
+            y = randint(lq.shape[1] - p + 1, generator)
+            x = randint(lq.shape[2] - p + 1, generator)
+        turn = randint(8, generator)
         gt = augment(_to_float(gt[:, s * y : s * (y + p), s * x : s * (x + p)]), turn)
         if self.bicubic is None:
-            return self.rest(gt, generator), gt
+            return self.rest(gt, generator).contiguous(), gt
         lq = augment(_to_float(lq[:, y : y + p, x : x + p]), turn)
-        return (lq if self.rest is None else self.rest(lq, generator)), gt
+        return (lq if self.rest is None else self.rest(lq, generator).contiguous()), gt
 
     def _draw_area(self, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        pixel = _randint(int(self._ends[-1]), generator)
+        pixel = randint(int(self._ends[-1]), generator)
         return self._pairs[int(np.searchsorted(self._ends, pixel, side="right"))]
 
     def _pair(self, gt: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -159,7 +162,7 @@ def make_test_pairs(
             top, left = (height - crop) // 2, (width - crop) // 2
             gt = gt[:, top : top + crop, left : left + crop]
         gt = gt[:, : gt.shape[1] // s * s, : gt.shape[2] // s * s].contiguous()
-        lq = degradation(gt, test_generator(photo.dataset, photo.name))
+        lq = degradation(gt, test_generator(photo.dataset, photo.name)).contiguous()
         pairs.append((photo.name, lq, gt))
     return pairs
 
@@ -206,7 +209,8 @@ def augment(x: torch.Tensor, turn: int) -> torch.Tensor:
     return torch.rot90(x, turn % 4, (-2, -1)).contiguous()
 
 
-def _randint(high: int, generator: torch.Generator) -> int:
+def randint(high: int, generator: torch.Generator) -> int:
+    """Draw one integer from 0 to high - 1."""
     return int(torch.randint(high, (), generator=generator))
 
 

@@ -148,6 +148,7 @@ class AdaptIR(Adapter):
         )
 
     def forward(self, x: Tensor, out: Tensor) -> Tensor:
+        """X (B, H, W, d) or (B, d, H, W), out alike -> the shape of `out`."""
         x = x if self.form == "parallel" else out
         if x.dim() != 4:
             axes = "(B, H, W, C)" if self.channels_last else "(B, C, H, W)"
@@ -195,12 +196,15 @@ class AdaptIR(Adapter):
         H, W = z.shape[-2:]
         wide = z if z.dtype == torch.float64 else z.float()
         spectrum = torch.fft.rfft2(wide, norm="ortho")  # (B, h, H, W // 2 + 1)
-        # The phase of zero is 0 and has no gradient, as 1 / |spectrum| would overflow. Values that
-        # small lie far below the rounding of the transform.
-        silent = spectrum.abs() < 1e-18
-        amplitude = fuse(self.amp_fuse, spectrum.abs())
-        phase = fuse(self.pha_fuse, torch.where(silent, 1, spectrum).angle())
-        # torch.polar has a wrong gradient for the negative amplitudes that a shift can give.
+        # Contiguous real tensors are faster on a CPU than the complex abs and angle, or strided views.
+        real, imag = spectrum.real.contiguous(), spectrum.imag.contiguous()
+        # Zero has amplitude 0 and phase 0, both without a gradient, which would be 0 / 0. The bound
+        # is where squares leave the range of fp32, far below the rounding of the transform.
+        silent = real.square() + imag.square() < 1e-36
+        real = real.masked_fill(silent, 1)
+        amplitude = fuse(self.amp_fuse, torch.hypot(real, imag).masked_fill(silent, 0))
+        phase = fuse(self.pha_fuse, torch.atan2(imag, real))
+        # Not torch.polar: its gradient is wrong for the negative amplitudes that a shift can give.
         spectrum = torch.complex(amplitude * phase.cos(), amplitude * phase.sin())
         return torch.fft.irfft2(spectrum, s=(H, W), norm="ortho").abs().to(z.dtype)
 

@@ -42,6 +42,7 @@ class BitFit(Adapter):
         raise TypeError(f"BitFit needs a Linear, Conv2d, LayerNorm or BatchNorm, not {layer}")
 
     def forward(self, x: Tensor, out: Tensor) -> Tensor:
+        """Any shape with the channels on their axis -> the same shape."""
         shape = [1] * out.dim()
         shape[self.channel_axis] = -1
         return out + self.bias.view(shape).to(out.dtype)

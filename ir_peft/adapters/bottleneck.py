@@ -109,6 +109,7 @@ class Bottleneck(Adapter):
         )
 
     def forward(self, x: Tensor, out: Tensor) -> Tensor:
+        """X and out (B, ..., C) or (B, C, H, W) -> the shape of `out`."""
         z = x if self.form == "parallel" else out
         if not self.channels_last:
             z = z.movedim(1, -1)  # (B, H, W, C)

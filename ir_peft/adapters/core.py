@@ -143,11 +143,11 @@ def plan(model: nn.Module, config: AdapterConfig, name: str, seed: int | None) -
     places = list(walk(model))
     saved = find(places, config.modules_to_save)
     targets = select(places, config.target_modules or (), config.exclude_modules)
-    for module in saved:
-        for other in [*targets, *saved]:
-            if other is not module and f"{other.name}.".startswith(f"{module.name}."):
+    for i, module in enumerate(saved):
+        for other in [*targets, *saved[:i], *saved[i + 1 :]]:
+            if f"{other.name}.".startswith(f"{module.name}."):
                 raise ValueError(
-                    f"{other.name!r} lies inside {module.name!r}, which is trained whole already: "
+                    f"{other.name!r} is or lies inside {module.name!r}, which is trained whole: "
                     "name one of the two"
                 )
     parts = AdapterParts(config)

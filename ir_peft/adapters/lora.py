@@ -63,6 +63,7 @@ class LoRA(Adapter):
         raise TypeError(f"LoRA needs a Linear, or a Conv2d without groups, not {layer}")
 
     def forward(self, x: Tensor, out: Tensor) -> Tensor:
+        """X and out as the layer has them -> the shape of `out`."""
         return out + (self.lora_B(self.lora_A(x)) * self.scaling).to(out.dtype)
 
     def merge(self, layer: nn.Module) -> dict[str, Tensor]:

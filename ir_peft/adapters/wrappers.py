@@ -29,6 +29,7 @@ class Wrapper(nn.Module):
         raise NotImplementedError
 
     def extra_repr(self) -> str:
+        """The active variant, for printing."""
         return f"active={self.active!r}"
 
 
@@ -44,9 +45,11 @@ class AdaptedLayer(Wrapper):
 
     @property
     def variants(self) -> nn.ModuleDict:
+        """The adapters by name."""
         return self.adapters
 
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
+        """The layer's own arguments; the first one is the adapter's x."""
         out = self.base_layer(x, *args, **kwargs)
         return out if self.active is None else self.adapters[self.active](x, out)
 
@@ -71,6 +74,7 @@ class SavedModule(Wrapper):
 
     @property
     def variants(self) -> nn.ModuleDict:
+        """The copies by adapter name."""
         return self.copies
 
     @property
@@ -79,6 +83,7 @@ class SavedModule(Wrapper):
         return self.base_layer if self.active is None else self.copies[self.active]
 
     def forward(self, *args, **kwargs):
+        """What the module in use does."""
         return self.current(*args, **kwargs)
 
     def __getattr__(self, name: str):

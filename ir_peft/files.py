@@ -11,7 +11,7 @@ from pathlib import Path
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; on success it replaces `path`, on any error it is removed.
+    """Yields a temporary path beside `path`; on success it replaces `path`, else it is removed.
 
     Raises:
         OSError: the folder cannot be made or written, or the disk is full; `path` stays as it was.
@@ -23,7 +23,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        with temporary.open("rb") as file:
+        with temporary.open("r+b") as file:
             os.fsync(file.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)

@@ -101,8 +101,9 @@ def train(
         out: folder of `log.csv`, `checkpoint.pt` and `validation/*.png`; None writes nothing.
         checkpoint_every: steps between checkpoints; 0 writes one only after the last step.
         log_every: steps between rows of the curve; 0 writes one only after the last step.
-        validate: called with the model in eval mode, after every `validate_every` steps and the
-            last. Numbers it returns go into the curve, tensors (3, H, W) become images in `out`.
+        validate: called with the model in eval mode, without gradients, after every
+            `validate_every` steps and the last. Numbers it returns go into the curve, tensors
+            (3, H, W) become images in `out`.
         validate_every: steps between validations; 0 validates only after the last step.
         resume: continue from the checkpoint in `out`, if there is one; False starts over.
         seed: of dropout and the like; the global generators are left as they were.
@@ -243,7 +244,7 @@ def train(
                 bar.set_postfix(loss=f"{row['loss']:.4f}")
                 if validates:
                     unseen = torch.random.fork_rng(generators)  # Validating changes no later step.
-                    with eval_mode(model), swapped(parameters, averages), unseen:
+                    with eval_mode(model), swapped(parameters, averages), unseen, torch.no_grad():
                         scores = validate(model)
                     if scores.keys() & row.keys():
                         raise ValueError(
@@ -292,7 +293,8 @@ def lr_factor(
     if step < warmup:
         return (step + 1) / warmup
     if schedule == "multistep":
-        return gamma ** sum(step >= round(m * steps) for m in milestones)
+        passed = (step >= m * steps - 1e-6 for m in milestones)  # 0.55 * 100 > 55
+        return gamma ** sum(passed)
     if schedule == "cosine":
         return (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
     return 1.0

@@ -1,0 +1,224 @@
+"""Whole images: tiles equal the whole where they can, symmetric ensembles, bounded memory."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ir_peft.inference import AUTO_TILE, restore
+
+
+def image(*shape, seed=0):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Pointwise(nn.Module):
+    """A x2 model whose every output pixel depends on one input pixel."""
+
+    def __init__(self, scale=2):
+        super().__init__()
+        self.scale, self.sizes = scale, []
+        self.gain = nn.Parameter(torch.tensor([0.9, 0.5, 0.7]).view(3, 1, 1))
+
+    def forward(self, x):
+        self.sizes.append(tuple(x.shape))
+        x = (self.gain * x).sqrt()
+        return x.repeat_interleave(self.scale, 2).repeat_interleave(self.scale, 3)
+
+
+class Blur(nn.Module):
+    """A 5x5 mean that repeats the border: local, but not pointwise, and with no symmetry broken."""
+
+    def forward(self, x):
+        return F.avg_pool2d(F.pad(x, (2, 2, 2, 2), mode="replicate"), 5, stride=1)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (7, 1), (8, 8), (9, 20), (31, 17)])
+@pytest.mark.parametrize("tile, overlap", [(1, 0), (8, 0), (8, 3), (8, 7), (13, 6), (100, 16)])
+def test_tiles_equal_the_whole_bit_for_bit_for_a_local_model(size, tile, overlap):
+    model, x = Pointwise(), image(3, *size)
+    whole = restore(model, x)
+    assert whole.shape == (3, 2 * size[0], 2 * size[1])
+    assert torch.equal(whole, model(x[None])[0])
+    tiled = restore(model, x, tile=tile, overlap=overlap, batch_size=3)
+    assert torch.equal(tiled, whole)
+
+
+def test_every_tile_lies_inside_the_image_and_the_last_ends_with_it():
+    seen = []
+
+    def model(x):
+        seen.append(x.clone())
+        return x
+
+    x = torch.arange(3 * 20 * 11).view(3, 20, 11) / 1000.0
+    restore(model, x, tile=8, overlap=2)
+    corners = [tuple(torch.nonzero(x[0] == t[0, 0, 0, 0])[0].tolist()) for t in seen]
+    assert corners == [(i, j) for i in (0, 6, 12) for j in (0, 3)]
+    assert {t.shape for t in seen} == {(1, 3, 8, 8)}
+
+
+def test_inner_pixels_of_a_receptive_field_are_exact_and_seams_are_blended():
+    x = image(3, 40, 40)
+    whole, hard = restore(Blur(), x), restore(Blur(), x, tile=20, overlap=0)
+    blended = restore(Blur(), x, tile=20, overlap=10)
+    near = torch.zeros(40, dtype=torch.bool)
+    near[18:22] = True
+    near = near[:, None] | near[None, :]  # Within the filter's radius of a seam.
+    error = (hard - whole).abs().amax(0)
+    assert error[~near].max() < 1e-6 < error[near].max()
+    assert (blended - whole).abs().max() < 0.5 * (hard - whole).abs().max()
+
+
+def test_the_blend_is_a_linear_ramp():
+    calls = iter(range(10))
+
+    def model(x):  # The first tile is 0, the second 1.
+        return torch.full_like(x, float(next(calls)))
+
+    out = restore(model, image(3, 4, 12), tile=8, overlap=4)
+    assert torch.equal(out[:, :, :4], torch.zeros(3, 4, 4))
+    assert torch.equal(out[:, :, 8:], torch.ones(3, 4, 4))
+    expected = torch.tensor([0.125, 0.375, 0.625, 0.875]).expand(3, 4, 4)
+    torch.testing.assert_close(out[:, :, 4:8], expected)
+
+
+def test_auto_takes_small_images_whole_and_large_ones_in_tiles():
+    model = Pointwise(scale=1)
+    restore(model, image(3, AUTO_TILE, 40), tile="auto")
+    assert model.sizes == [(1, 3, AUTO_TILE, 40)]
+    model.sizes.clear()
+    restore(model, image(3, 40, AUTO_TILE + 1), tile="auto")
+    assert model.sizes == [(1, 3, 40, AUTO_TILE)] * 2
+
+
+def test_batches():
+    model, x = Pointwise(), image(5, 3, 9, 10)
+    out = restore(model, x, tile=6, overlap=2, batch_size=4)
+    assert torch.equal(out, torch.stack([restore(model, one) for one in x]))
+    model.sizes.clear()
+    restore(model, x, batch_size=2)
+    assert [shape[0] for shape in model.sizes] == [2, 2, 1]
+
+
+def symmetries(x):
+    """The 8 flips and transpositions of (..., H, W)."""
+    return [t.flip(dims) for t in (x, x.mT) for dims in ((), (-1,), (-2,), (-2, -1))]
+
+
+def test_self_ensemble_averages_the_eight_symmetries():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.PixelShuffle(2), nn.Sigmoid()).double()
+    x = image(3, 7, 10).double()
+    outputs = []
+    for transpose in (False, True):
+        for dims in ((), (-1,), (-2,), (-2, -1)):
+            y = model((x.mT if transpose else x).flip(dims)[None])[0].flip(dims)
+            outputs.append(y.mT if transpose else y)
+    expected = torch.stack(outputs).mean(0)
+    got = restore(model, x, self_ensemble=True)
+    torch.testing.assert_close(got, expected.detach(), rtol=0, atol=1e-12)
+    assert (got - restore(model, x)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("tile", [None, 6])
+def test_self_ensemble_is_equivariant(tile):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.Sigmoid()).double()
+    x = image(3, 7, 10).double()
+    out = restore(model, x, tile=tile, overlap=2, self_ensemble=True)
+    for turned, expected in zip(symmetries(x), symmetries(out), strict=True):
+        got = restore(model, turned, tile=tile, overlap=2, self_ensemble=True)
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+
+
+def test_self_ensemble_of_a_symmetric_model_changes_no_bit():
+    model, x = Pointwise(), image(3, 9, 12)
+    assert torch.equal(restore(model, x, self_ensemble=True), restore(model, x))
+
+
+def test_the_output_is_clamped_ordinary_and_of_the_input_dtype():
+    model = nn.Conv2d(3, 3, 1).bfloat16()
+    x = image(3, 5, 5)
+    out = restore(model, x)
+    assert out.dtype == torch.float32 and not out.is_inference()
+    assert torch.equal(restore(lambda x: 3 * x - 1, x), (3 * x - 1).clamp(0, 1))
+    (out.requires_grad_() ** 2).sum().backward()
+    assert torch.equal(out.grad, 2 * out.detach())
+
+
+def test_the_model_runs_in_eval_mode_and_gets_its_modes_back():
+    model = nn.Sequential(nn.Dropout(0.9), nn.BatchNorm2d(3), nn.Identity())
+    model[2].eval()
+    x = image(3, 6, 6)
+    assert torch.equal(restore(model, x), model[1].eval()(x[None])[0])
+    model[1].train()
+    restore(model, x)
+    assert [m.training for m in model] == [True, True, False] and model.training
+    assert torch.equal(model[1].running_mean, torch.zeros(3))
+
+    def broken(module, inputs):
+        raise RuntimeError("broken")
+
+    model[2].register_forward_pre_hook(broken)
+    with pytest.raises(RuntimeError, match="broken"):
+        restore(model, x)
+    assert [m.training for m in model] == [True, True, False]
+
+
+def test_the_input_is_left_alone():
+    x = image(3, 6, 6)
+    before = x.clone()
+    restore(lambda t: t.mul_(0.5), x)
+    restore(lambda t: t.mul_(0.5), x, tile=3, overlap=1, self_ensemble=True)
+    assert torch.equal(x, before)
+
+
+def test_memory_is_bounded_by_the_tile():
+    largest = 0
+
+    def model(x):
+        nonlocal largest
+        largest = max(largest, x.numel())
+        return x
+
+    restore(model, image(3, 301, 200), tile=32, overlap=8, batch_size=2)
+    assert largest == 2 * 3 * 32 * 32
+
+
+@pytest.mark.parametrize("bad, error, message", [
+    (torch.zeros(3, 4, 4, dtype=torch.uint8), TypeError, "floating-point tensor.*uint8"),
+    ([[0.5]], TypeError, "floating-point tensor.*list"),
+    (torch.zeros(1, 4, 4), ValueError, r"expected \(3, H, W\) or \(B, 3, H, W\), got \(1, 4, 4\)"),
+    (torch.zeros(4, 4, 3), ValueError, r"got \(4, 4, 3\)"),
+    (torch.zeros(2, 2, 3, 4, 4), ValueError, r"got \(2, 2, 3, 4, 4\)"),
+    (torch.zeros(3, 0, 4), ValueError, r"got \(3, 0, 4\)"),
+    (torch.full((3, 4, 4), math.nan), ValueError, "NaN or infinite"),
+    (torch.full((3, 4, 4), math.inf), ValueError, "NaN or infinite"),
+])  # fmt: skip
+def test_bad_images(bad, error, message):
+    with pytest.raises(error, match=message):
+        restore(lambda x: pytest.fail("the model must not run"), bad)
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"tile": 0}, "tile=0"),
+    ({"tile": "big"}, "tile='big' must be a number of pixels, None or 'auto'"),
+    ({"tile": 8, "overlap": 8}, "overlap=8 must be at least 0 and less than the tile, 8"),
+    ({"tile": 8, "overlap": -1}, "overlap=-1"),
+    ({"batch_size": 0}, "batch_size=0"),
+])  # fmt: skip
+def test_bad_arguments(options, message):
+    with pytest.raises(ValueError, match=message):
+        restore(lambda x: pytest.fail("the model must not run"), image(3, 9, 9), **options)
+
+
+def test_bad_models():
+    with pytest.raises(FloatingPointError, match="the model's output is not finite"):
+        restore(lambda x: x * math.nan, image(3, 4, 4))
+    with pytest.raises(ValueError, match=r"turned \(1, 3, 4, 4\) into \(1, 3, 4, 3\)"):
+        restore(lambda x: x[..., 1:], image(3, 4, 4))
+    with pytest.raises(ValueError, match=r"turned \(1, 3, 4, 4\) into \(3, 4, 4\)"):
+        restore(lambda x: x[0], image(3, 4, 4))

@@ -107,6 +107,12 @@ def test_target_is_a_turned_crop_of_the_photograph():
     assert max(c[1] for c in corners) > 105
 
 
+def test_first_and_last_places_are_drawn():
+    data = Patches([ramp_photo(17, 18)], GaussianNoise(0.0), 16, length=100)
+    corners = {tuple((gt[:2] * 255).round().amin((1, 2)).int().tolist()) for _, gt in data}
+    assert corners == {(x, y) for x in range(3) for y in range(2)}
+
+
 def test_the_eight_turns_are_different_and_complete():
     x = torch.arange(9.0).reshape(1, 3, 3)
     turned = {tuple(augment(x, k).flatten().tolist()) for k in range(8)}
@@ -178,6 +184,12 @@ def test_areas_are_drawn_by_their_pixels_and_small_ones_never():
     values = [round(float(gt[0, 0, 0]) * 255) for _, gt in data]
     assert set(values) == {0, 1}
     assert 0.6 < np.mean(values) < 0.73  # 2/3 of the pixels
+
+
+def test_every_pixel_of_an_area_counts():
+    areas = [np.full((1, 1, 3), value, np.uint8) for value in range(3)]
+    data = Patches([photo(*areas)], GaussianNoise(0.0), 1, length=60)
+    assert {round(float(gt[0, 0, 0]) * 255) for _, gt in data} == {0, 1, 2}
 
 
 def test_patches_too_large_name_what_there_is():

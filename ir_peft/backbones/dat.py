@@ -1,9 +1,9 @@
-"""DAT: Dual Aggregation Transformer for image super-resolution (Chen et al., ICCV 2023, arXiv 2308.03364).
+"""DAT: Dual Aggregation Transformer (Chen et al., ICCV 2023, arXiv 2308.03364).
 
 Blocks alternate spatial-window attention (two window shapes, one for each half of the channels) and
-channel attention. State-dict keys are those of the authors' release. Adapters find their sites by name:
-`layers.i.blocks.j.attn`, `.ffn`, the Linears `attn.qkv`, `attn.proj`, `ffn.fc1`, `ffn.fc2`, and the end of the
-body `norm`, `conv_after_body`, `upsample`.
+channel attention. State-dict keys are those of the authors' release. Adapters find their sites by
+name: `layers.i.blocks.j.attn` and `.ffn`, the Linears `attn.qkv`, `attn.proj`, `ffn.fc1` and
+`ffn.fc2`, and the end of the body `norm`, `conv_after_body`, `upsample`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .layers import (
     RGB_MEAN,
+    DynamicPositionBias,
     ResidualConv,
     Upsample,
     UpsampleOneStep,
@@ -32,7 +33,7 @@ from .layers import (
 
 
 class SpatialGate(nn.Module):
-    """x1 * DWConv(LN(x2)), the halves of the channels of x: (B, H, W, 2C) -> (B, H, W, C)."""
+    """The gate of `SGFN`: x1 * DWConv(LN(x2)) for the halves x1, x2 of the channels."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -40,12 +41,13 @@ class SpatialGate(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, 2C) -> (B, H, W, C)."""
         x1, x2 = x.chunk(2, dim=-1)
         return x1 * to_tokens(self.conv(to_image(self.norm(x2))))
 
 
 class SGFN(nn.Module):
-    """Spatial-gate feed-forward network (Eq. 9): (B, H, W, C) -> (B, H, W, C)."""
+    """Spatial-gate feed-forward network (Sec. 3.3)."""
 
     channels_last = True
 
@@ -57,56 +59,8 @@ class SGFN(nn.Module):
         self.fc2 = nn.Linear(hidden // 2, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
         return self.fc2(self.sg(F.gelu(self.fc1(x))))
-
-
-class PositionBias(nn.Module):
-    """Dynamic relative position bias of an h x w window: a small MLP over the offsets -> (heads, N, N), fp32."""
-
-    def __init__(self, dim: int, heads: int, h: int, w: int):
-        super().__init__()
-        self.window = (h, w)
-        self.pos_proj = nn.Linear(2, dim)
-        self.pos1 = nn.Sequential(nn.LayerNorm(dim), nn.ReLU(), nn.Linear(dim, dim))
-        self.pos2 = nn.Sequential(nn.LayerNorm(dim), nn.ReLU(), nn.Linear(dim, dim))
-        self.pos3 = nn.Sequential(nn.LayerNorm(dim), nn.ReLU(), nn.Linear(dim, heads))
-        self._own = len(list(self.parameters()))
-        self._kept: tuple[list, Tensor] | None = None
-
-    def forward(self) -> Tensor:
-        parameters = list(self.parameters())
-        # A trained bias changes at each step, and one with an adapter inside when the adapter is switched.
-        changing = len(parameters) != self._own or any(p.requires_grad for p in parameters)
-        if changing or torch.compiler.is_compiling():
-            self._kept = None
-            return self.build()
-        # The bias of frozen weights is a constant, built once for these very values.
-        values = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
-        if self._kept is None or self._kept[0] != values:
-            with torch.inference_mode(False), torch.no_grad():
-                self._kept = values, self.build().contiguous()
-        return self._kept[1]
-
-    def build(self) -> Tensor:
-        """The bias from the weights: (heads, N, N)."""
-        h, w = self.window
-        weight = (
-            self.pos_proj.weight
-            if isinstance(self.pos_proj, nn.Linear)
-            else next(self.parameters())
-        )
-        rows = torch.arange(h, device=weight.device)
-        columns = torch.arange(w, device=weight.device)
-        offsets = torch.cartesian_prod(
-            torch.arange(1 - h, h, device=weight.device),
-            torch.arange(1 - w, w, device=weight.device),
-        ).to(weight.dtype)  # ((2h-1) * (2w-1), 2)
-        with torch.autocast(weight.device.type, enabled=False):
-            table = self.pos3(self.pos2(self.pos1(self.pos_proj(offsets))))  # (offsets, heads)
-        token = torch.cartesian_prod(rows, columns)  # (N, 2)
-        between = token[:, None] - token[None, :]  # (N, N, 2)
-        index = (between[..., 0] + h - 1) * (2 * w - 1) + between[..., 1] + w - 1
-        return table[index].permute(2, 0, 1)
 
 
 class WindowAttention(nn.Module):
@@ -117,7 +71,7 @@ class WindowAttention(nn.Module):
         self.heads = heads
         self.window = (h, w)
         self.shift = (h // 2, w // 2) if shift else None
-        self.pos = PositionBias(dim // 4 // 4, heads, h, w)
+        self.pos = DynamicPositionBias(dim // 4 // 4, heads, h, w)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Three of (B, H, W, C), H and W multiples of the window -> (B, H, W, C)."""
@@ -137,7 +91,10 @@ class WindowAttention(nn.Module):
         return out.roll(self.shift, dims=(1, 2)) if self.shift else out
 
     def to_windows(self, x: Tensor, extra: Tensor) -> Tensor:
-        """(B, H, W, heads * d), and (1, H, W, e) for every head -> (B * nW, heads, N, d + e), in one copy."""
+        """(B, H, W, heads * d) -> (B * nW, heads, N, d + e) in one copy.
+
+        `extra` (1, H, W, e), also with H = W = 1, is appended to every head.
+        """
         x = x.unflatten(-1, (self.heads, -1))
         extra = extra.unsqueeze(3).expand(*x.shape[:-1], -1)
         views = (
@@ -146,8 +103,14 @@ class WindowAttention(nn.Module):
         return torch.cat(list(views), dim=-1).flatten(4, 5).flatten(0, 2)
 
 
+def squeeze(dim: int, hidden: int, out: int) -> list[nn.Module]:
+    """The layers of a gate: (B, dim, H, W) -> (B, out, H, W)."""
+    down, up = nn.Conv2d(dim, hidden, 1), nn.Conv2d(hidden, out, 1)
+    return [down, nn.BatchNorm2d(hidden), nn.GELU(), up]
+
+
 class Interaction(nn.Module):
-    """What both kinds of attention share: a depthwise branch on v and the adaptive interaction (Eq. 6-8)."""
+    """What both attentions share: a depthwise convolution of v, and the adaptive interaction."""
 
     channels_last = True
 
@@ -161,18 +124,9 @@ class Interaction(nn.Module):
             nn.Conv2d(dim, dim, 3, padding=1, groups=dim), nn.BatchNorm2d(dim), nn.GELU()
         )
         self.channel_interaction = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1),
-            nn.Conv2d(dim, dim // 8, 1),
-            nn.BatchNorm2d(dim // 8),
-            nn.GELU(),
-            nn.Conv2d(dim // 8, dim, 1),
+            nn.AdaptiveAvgPool2d(1), *squeeze(dim, dim // 8, dim)
         )
-        self.spatial_interaction = nn.Sequential(
-            nn.Conv2d(dim, dim // 16, 1),
-            nn.BatchNorm2d(dim // 16),
-            nn.GELU(),
-            nn.Conv2d(dim // 16, 1, 1),
-        )
+        self.spatial_interaction = nn.Sequential(*squeeze(dim, dim // 16, 1))
 
     def channel_gate(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, 1, 1, C) in (0, 1)."""
@@ -184,7 +138,7 @@ class Interaction(nn.Module):
 
 
 class SpatialAttention(Interaction):
-    """Adaptive spatial self-attention (Sec. 3.2): (B, H, W, C) -> (B, H, W, C)."""
+    """Adaptive spatial self-attention (Sec. 3.2)."""
 
     def __init__(self, dim: int, heads: int, split_size: tuple[int, int], shift: bool):
         super().__init__(dim, heads)
@@ -195,6 +149,7 @@ class SpatialAttention(Interaction):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C), any H and W."""
         _, H, W, C = x.shape
         qkv = self.qkv(x)  # (B, H, W, 3C)
         bottom, right = -H % self.multiple, -W % self.multiple
@@ -210,13 +165,14 @@ class SpatialAttention(Interaction):
 
 
 class ChannelAttention(Interaction):
-    """Adaptive channel self-attention (Sec. 3.2): d x d attention inside each head; shapes as above."""
+    """Adaptive channel self-attention (Sec. 3.2): d x d attention inside each head."""
 
     def __init__(self, dim: int, heads: int):
         super().__init__(dim, heads)
         self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
         _, H, W, C = x.shape
         q, k, v = self.qkv(x).split(C, dim=-1)  # each (B, H, W, C)
         conv = to_tokens(self.dwconv(to_image(v)))
@@ -226,26 +182,24 @@ class ChannelAttention(Interaction):
         )
 
     def weights(self, q: Tensor, k: Tensor) -> Tensor:
-        """Attention weights transposed, zero between heads: (B, C, C), in fp32.
+        """Two of (B, H, W, C) -> attention weights (B, C of k, C of q), zero between heads, fp32.
 
-        All heads go through one C x C product: no head is copied, which costs more than the products across heads.
+        All heads go through one C x C product: the products between heads cost less than copying
+        q, k and v apart. Normalising the logits in place of q and k also saves passes over them.
         """
+        C, d = q.shape[-1], q.shape[-1] // self.heads
+        head = torch.arange(C, device=q.device) // d
         with torch.autocast(q.device.type, enabled=False):
-            q, k = (x.flatten(1, 2).float() for x in (q, k))  # (B, N, C)
-            norms = (
-                torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(1e-12) for x in (q, k)
-            )
-            nq, nk = norms  # (B, 1, C)
-            C = q.shape[-1]
-            d = C // self.heads
-            logits = k.transpose(1, 2) @ q / (nk.transpose(1, 2) * nq)  # (B, C, C), rows are keys
-            logits = logits * self.temperature.flatten().repeat_interleave(d)
-            head = torch.arange(C, device=q.device) // d
+            q, k = q.flatten(1, 2).float(), k.flatten(1, 2).float()  # (B, N, C)
+            q_norm = torch.linalg.vector_norm(q, dim=1, keepdim=True).clamp_min(1e-12)  # (B, 1, C)
+            k_norm = torch.linalg.vector_norm(k, dim=1, keepdim=True).clamp_min(1e-12)
+            logits = k.transpose(1, 2) @ q / (k_norm.transpose(1, 2) * q_norm)
+            logits = logits * self.temperature.flatten()[head]
             return logits.masked_fill(head[:, None] != head, float("-inf")).softmax(dim=1)
 
 
 class Block(nn.Module):
-    """x + attn(LN(x)), then x + ffn(LN(x)); even blocks attend in windows, odd ones over channels."""
+    """x + attn(LN(x)), then x + ffn(LN(x)); even blocks attend in windows, odd over channels."""
 
     def __init__(self, dim, heads, split_size, expansion, drop_path, group: int, index: int):
         super().__init__()
@@ -260,12 +214,13 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
         x = x + self.drop_path(self.attn(self.norm1(x)))
         return x + self.drop_path(self.ffn(self.norm2(x)))
 
 
 class Group(nn.Module):
-    """Residual group: x + conv(blocks(x)), tokens in and out (B, H, W, C)."""
+    """Residual group: x + conv(blocks(x))."""
 
     def __init__(self, dim, heads, split_size, expansion, drop_paths, light: bool, group: int):
         super().__init__()
@@ -276,6 +231,7 @@ class Group(nn.Module):
         self.conv = ResidualConv(dim) if light else nn.Conv2d(dim, dim, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
         y = x
         for block in self.blocks:
             y = block(y)
@@ -283,7 +239,7 @@ class Group(nn.Module):
 
 
 class DAT(nn.Module):
-    """(B, 3, h, w) in [0, 1] -> (B, 3, scale * h, scale * w), any h, w >= 1.
+    """Shallow convolution, residual groups of blocks, convolution and upsampler.
 
     Args:
         name: the architecture's name, kept with the adapters made for it.
@@ -347,6 +303,7 @@ class DAT(nn.Module):
         return to_image(self.norm(x))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, h, w) in [0, 1] -> (B, 3, scale * h, scale * w), any h, w >= 1."""
         x = self.conv_first((x - self.mean).contiguous(memory_format=torch.channels_last))
         x = self.conv_after_body(self.forward_features(x)) + x
         if self.light:
@@ -355,21 +312,30 @@ class DAT(nn.Module):
 
 
 def adapter_defaults(dim: int) -> dict[str, dict]:
-    """Sites and widths of each method on a DAT; budgets match at about 6 % of DAT-light (35k values)."""
+    """Sites and widths of each method; on DAT-light each adds about 35 thousand parameters.
+
+    `bitfit` has no width, so its size is what it is.
+    """
     block = r"layers\.\d+\.blocks\.\d+\."
-    hidden = max(2, dim // 5)  # 12 on DAT-light, the width that the AdaptIR release takes on EDT-B.
+    linears = r"attn\.qkv|attn\.proj|ffn\.fc1|ffn\.fc2"
+    hidden = dim // 5  # 12 on DAT-light, the width that the AdaptIR release takes on EDT-B.
     return {
-        "adaptir": {"target_modules": block + "ffn", "hidden": hidden, "gate": max(1, hidden // 4)},
-        "lora": {"target_modules": block + r"(attn\.(qkv|proj)|ffn\.fc[12])", "r": 3, "alpha": 3},
+        "adaptir": {
+            "target_modules": block + "ffn",
+            "hidden": hidden,
+            "rank": hidden // 2,
+            "gate": hidden // 4,
+        },
+        "lora": {"target_modules": f"{block}({linears})", "r": 3, "alpha": 3},
         "houlsby": {"target_modules": block + "(attn|ffn)", "bottleneck": 8},
         "adaptformer": {"target_modules": block + "ffn", "bottleneck": 16},
-        "bitfit": {"target_modules": block + r"(attn\.(qkv|proj)|ffn\.fc[12]|norm[12])"},
+        "bitfit": {"target_modules": f"{block}({linears}|norm1|norm2)"},
     }
 
 
 def dat_light(scale: int = 4, **overrides) -> DAT:
     """DAT-light: 573 thousand parameters at x4."""
-    settings = {"dim": 60, "depths": (18,), "split_size": (8, 32), "expansion": 2.0, "light": True}
+    settings = {"dim": 60, "depths": (18,), "expansion": 2.0, "light": True}
     return DAT(name="dat_light", scale=scale, **{**settings, **overrides})
 
 
@@ -384,40 +350,48 @@ def dat(scale: int = 4, **overrides) -> DAT:
     return DAT(name="dat", scale=scale, **overrides)
 
 
+REBUILT = ("attn_mask_0", "attn_mask_1", "relative_position_index", "rpe_biases")
+"""Ends of the keys of the authors' buffers that our modules compute: masks, indices, offsets."""
+
+
 def checkpoint_filter(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Drops the tensors of the authors' files that the model rebuilds: masks, indices, offsets."""
-    rebuilt = ("attn_mask_0", "attn_mask_1", "relative_position_index", "rpe_biases")
-    return {key: value for key, value in state.items() if not key.endswith(rebuilt)}
+    """The authors' state dict without what our modules compute."""
+    return {key: value for key, value in state.items() if not key.endswith(REBUILT)}
 
 
 def detect(state: dict[str, Tensor]) -> tuple[str, dict] | None:
-    """(architecture, hyper-parameters) of a DAT state dict, None for any other family."""
-    needed = ("conv_first.weight", "before_RG.1.weight", "layers.0.blocks.0.ffn.sg.conv.weight")
-    if not all(key in state for key in needed):
+    """(architecture, hyper-parameters) of a DAT's state dict, None for any other family.
+
+    The windows' shape is in the authors' files only; without it, it is the architecture's own.
+    """
+    block = "layers.0.blocks.0."
+    needed = ("conv_first", "upsample.0", block + "ffn.fc1", block + "ffn.sg.conv")
+    if not all(key + ".weight" in state for key in needed):
         return None
     dim = state["conv_first.weight"].shape[0]
-    blocks = {tuple(map(int, key.split(".")[1:4:2])) for key in state if ".ffn.fc1.weight" in key}
-    depths = tuple(sum(group == i for group, _ in blocks) for i in range(max(blocks)[0] + 1))
+    expansion = state[block + "ffn.fc1.weight"].shape[0] / dim
     light = "conv_last.weight" not in state
-    if light:
-        scale = math.isqrt(state["upsample.0.weight"].shape[0] // 3)
-    else:
-        stages = [
-            state[key].shape[0] // 64
-            for key in ("upsample.0.weight", "upsample.2.weight")
-            if key in state
-        ]
-        scale = math.isqrt(math.prod(stages))
-    expansion = state["layers.0.blocks.0.ffn.fc1.weight"].shape[0] / dim
+    # One stage of the upsampler multiplies the area by its outputs over its inputs, or over RGB.
+    stages = [
+        state[key].shape for key in ("upsample.0.weight", "upsample.2.weight") if key in state
+    ]
+    area = math.prod(shape[0] // (3 if light else shape[1]) for shape in stages)
+    blocks = [key.split(".")[1] for key in state if key.endswith(".ffn.fc1.weight")]
+    depths = tuple(blocks.count(group) for group in dict.fromkeys(blocks))
     settings = {
-        "scale": scale,
+        "scale": math.isqrt(area),
         "dim": dim,
         "depths": depths,
         "expansion": expansion,
         "light": light,
     }
-    offsets = state.get("layers.0.blocks.0.attn.attns.0.rpe_biases")
+    temperature = state.get("layers.0.blocks.1.attn.temperature")
+    if temperature is not None:
+        settings["heads"] = len(temperature)
+    offsets = state.get(block + "attn.attns.0.rpe_biases")
     if offsets is not None:
         settings["split_size"] = tuple(int(v) + 1 for v in offsets[-1])
-    name = "dat_light" if light else "dat_s" if expansion == 2 else "dat"
-    return name, settings
+    if light:
+        return "dat_light", settings
+    small = settings.get("split_size", (8, 16)) == (8, 16) and expansion == 2
+    return "dat_s" if small else "dat", settings

@@ -1,4 +1,7 @@
-"""Layers that several backbones share. Letters: B batch, C channels, H W pixels, h w window, N tokens, d head."""
+"""Layers that several backbones share.
+
+Letters: B batch, C channels, H W pixels, h w window, nW windows, N tokens, d head width.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ RGB_MEAN = (0.4488, 0.4371, 0.4040)  # Mean colour of DIV2K, used by EDSR and ev
 
 
 def head_padding(d: int, device: torch.device) -> int:
-    """Zero channels that a head of width d needs to fill the registers of the CPU's attention kernel: twice as fast."""
+    """Zero channels that fill a head of width d to the CPU's registers: it runs twice as fast."""
     return -d % 16 if device.type == "cpu" else 0
 
 
@@ -23,7 +26,9 @@ def attention(
     """softmax(scale * q k^T + bias) v, the only attention call of the package.
 
     Args:
-        q: (B, heads, N, d). k, v: (B, heads, M, d); strided views are fine.
+        q: (B, heads, N, d), which may be a strided view, as may k and v.
+        k: (B, heads, M, d).
+        v: (B, heads, M, d).
         bias: broadcastable to (B, heads, N, M), added to the logits.
         scale: d ** -0.5 unless given.
 
@@ -52,12 +57,16 @@ def window_reverse(x: Tensor) -> Tensor:
 
 @lru_cache(maxsize=64)
 def shift_features(H: int, W: int, dh: int, dw: int, spare: int, device: torch.device) -> Tensor:
-    """Features that keep strangers apart in windows shifted by (dh, dw): (3, H, W, 4 + spare), for q, k and v.
+    """Features of q, k, v that keep strangers apart in windows shifted by (dh, dw).
 
-    After the cyclic shift the last windows hold tokens that were not neighbours and must not see each other (Swin
-    Transformer, arXiv 2103.14030, Sec. 3.2). The product of the features of q and k is 0 between neighbours and -100
-    or less between strangers: as a few more channels of each head they do what a mask of the size of the attention
-    matrix does. v and the spare channels get zeros.
+    After the cyclic shift the last windows hold tokens that were not neighbours and must not see
+    each other (Swin Transformer, arXiv 2103.14030, Sec. 3.2). The product of the features of q and
+    k is 0 between neighbours and -100 or less between strangers: as a few more channels of each
+    head they do what a mask of the size of the attention matrix does. v and the spare channels get
+    zeros.
+
+    Returns:
+        (3, H, W, 4 + spare).
     """
     with torch.inference_mode(False):
         row = (torch.arange(H, device=device) >= H - dh).float()[:, None].expand(H, W)
@@ -66,6 +75,55 @@ def shift_features(H: int, W: int, dh: int, dw: int, spare: int, device: torch.d
         features[0, ..., :4] = 10 * torch.stack([row, 1 - row, column, 1 - column], dim=-1)
         features[1, ..., :4] = -10 * torch.stack([1 - row, row, 1 - column, column], dim=-1)
         return features
+
+
+class DynamicPositionBias(nn.Module):
+    """Relative position bias of an h x w window: a small MLP over the tokens' offsets.
+
+    From CrossFormer (Wang et al., ICLR 2022, arXiv 2108.00154), without its residual connections.
+    """
+
+    def __init__(self, dim: int, heads: int, h: int, w: int):
+        super().__init__()
+        self.window = (h, w)
+        self.pos_proj = nn.Linear(2, dim)
+        self.pos1 = nn.Sequential(nn.LayerNorm(dim), nn.ReLU(), nn.Linear(dim, dim))
+        self.pos2 = nn.Sequential(nn.LayerNorm(dim), nn.ReLU(), nn.Linear(dim, dim))
+        self.pos3 = nn.Sequential(nn.LayerNorm(dim), nn.ReLU(), nn.Linear(dim, heads))
+        self._own = len(list(self.parameters()))
+        self._kept: tuple[list, Tensor] | None = None
+
+    def forward(self) -> Tensor:
+        """The bias of the logits: (heads, N, N), fp32."""
+        parameters = list(self.parameters())
+        # Training changes the bias at each step, switching an adapter inside the MLP at any time.
+        changing = len(parameters) != self._own or any(p.requires_grad for p in parameters)
+        if changing or torch.compiler.is_compiling():
+            self._kept = None
+            return self.build()
+        # The bias of frozen weights is a constant, built once for these very values.
+        values = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
+        if self._kept is None or self._kept[0] != values:
+            with torch.inference_mode(False), torch.no_grad():
+                self._kept = values, self.build().contiguous()
+        return self._kept[1]
+
+    def build(self) -> Tensor:
+        """The bias from the weights: (heads, N, N)."""
+        h, w = self.window
+        weight = next(self.parameters())
+
+        def grid(top: int, left: int) -> Tensor:
+            rows = torch.arange(top, h, device=weight.device)
+            return torch.cartesian_prod(rows, torch.arange(left, w, device=weight.device))
+
+        offsets = grid(1 - h, 1 - w).to(weight.dtype)  # ((2h - 1) * (2w - 1), 2)
+        with torch.autocast(weight.device.type, enabled=False):
+            table = self.pos3(self.pos2(self.pos1(self.pos_proj(offsets))))  # (offsets, heads)
+        token = grid(0, 0)  # (N, 2)
+        between = token[:, None] - token[None, :]  # (N, N, 2)
+        index = (between[..., 0] + h - 1) * (2 * w - 1) + between[..., 1] + w - 1
+        return table[index].permute(2, 0, 1)
 
 
 def to_image(x: Tensor) -> Tensor:
@@ -92,9 +150,9 @@ def mirror_pad(x: Tensor, H: int, W: int) -> Tensor:
 
 
 def reflect_pad(x: Tensor, multiple: int) -> Tensor:
-    """(B, C, h, w) -> (B, C, H, W), the next multiples: continues the image by reflection at the bottom and the right.
+    """(B, C, h, w) -> (B, C, H, W), the next multiples: reflects the image at the bottom and right.
 
-    The edge pixel is not repeated; a small image is reflected as often as needed, unlike in `F.pad`.
+    The edge pixel is not repeated; unlike in `F.pad` a small image is reflected several times.
     """
     for dim in (2, 3):
         size = x.shape[dim]
@@ -121,7 +179,7 @@ class Upsample(nn.Sequential):
 
 
 class UpsampleOneStep(nn.Sequential):
-    """One convolution and one pixel shuffle, straight to the image: C -> out_channels, size x scale."""
+    """One convolution and one pixel shuffle to the image: C -> out_channels, size x scale."""
 
     def __init__(self, scale: int, channels: int, out_channels: int = 3):
         super().__init__(
@@ -130,7 +188,7 @@ class UpsampleOneStep(nn.Sequential):
 
 
 class ResidualConv(nn.Sequential):
-    """The three-convolution bottleneck ("3conv") that light SR transformers end a group with: C -> C."""
+    """Three convolutions ("3conv") that light SR transformers end a group with: C -> C."""
 
     def __init__(self, channels: int):
         super().__init__(

@@ -279,7 +279,7 @@ def test_unwritable_folder_is_an_error_before_the_first_step(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_share_each_batch(tmp_path):
-    script = tmp_path / "script.py"
+    script, weights = tmp_path / "script.py", tmp_path / "weights.pt"
     script.write_text(
         textwrap.dedent(f"""
             import sys
@@ -291,19 +291,17 @@ def test_two_processes_share_each_batch(tmp_path):
             torch.save((model.state_dict(), result.curve), sys.argv[2])
         """)
     )
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
-               "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]  # fmt: skip
-    subprocess.run(
-        [*command, str(script), str(tmp_path / "out"), str(tmp_path / "w.pt")], check=True
-    )
+    launch = "-m accelerate.commands.launch --cpu --num_processes 2 --num_machines 1"
+    launch += " --mixed_precision no --dynamo_backend no"
+    command = [sys.executable, *launch.split(), str(script), str(tmp_path / "out"), str(weights)]
+    subprocess.run(command, check=True)
     model = linear()
     curve = run(model, steps=6).curve
-    weights, parallel = torch.load(tmp_path / "w.pt", weights_only=True)
+    state, parallel = torch.load(weights, weights_only=True)
     for key, value in model.state_dict().items():
-        torch.testing.assert_close(weights[key], value, rtol=1e-4, atol=1e-5)
-
-
-XX
+        torch.testing.assert_close(state[key], value, rtol=1e-4, atol=1e-5)
+    expected = [row["loss"] for row in curve]
+    assert [row["loss"] for row in parallel] == pytest.approx(expected, rel=1e-4)
 
 
 def linear():

@@ -115,7 +115,7 @@ _FULL = Profile(
     batch_size=4,
     lq_size=32,
     test_set="photos11",
-    crop=384,
+    crop=288,
     validate_every=100,
     trusted=True,
 )
@@ -301,7 +301,7 @@ def training_set(spec: Spec, profile: Profile) -> patches.Patches:
 def validation_pairs(spec: Spec, profile: Profile) -> list:
     """Two centred crops of photographs that no test set and no training patch holds."""
     task = degradations.TEST_TASKS[spec.task]
-    return patches.make_test_pairs(photos.validation_photos(), task, crop=4 * profile.lq_size)
+    return patches.make_test_pairs(photos.validation_photos(), task, crop=8 * profile.lq_size)
 
 
 def _train(model: nn.Module, spec: Spec, profile: Profile, work: Path, progress: bool):

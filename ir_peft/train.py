@@ -177,8 +177,7 @@ def train(
         )
         if saved:
             set_rng(saved["rng"][accelerator.process_index], device)
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
+        _reset_peak_memory(device)
         if folder and accelerator.is_main_process:
             _write_log(
                 folder / "log.csv", curve
@@ -357,9 +356,21 @@ def _check(
         )
 
 
+def _reset_peak_memory(device: torch.device) -> None:
+    """Starts a new peak, so that a run does not inherit that of the run before in the same process."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif PROCESS.exists():
+        (PROCESS / "clear_refs").write_text("5")
+
+
 def _peak_memory(device: torch.device) -> tuple[int, str]:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device), "torch.cuda.max_memory_allocated"
+    if PROCESS.exists():
+        status = (PROCESS / "status").read_text().splitlines()
+        kibibytes = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+        return 1024 * kibibytes, "peak resident set size during the run"
     import resource  # Unix only.
 
     unit = 1 if sys.platform == "darwin" else 1024

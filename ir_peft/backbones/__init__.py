@@ -18,14 +18,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from . import dat
+from . import dat, edt, ipt
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "dat_light": dat.dat_light,
     "dat_s": dat.dat_s,
     "dat": dat.dat,
+    "ipt": ipt.ipt,
+    "edt_b": edt.edt_b,
 }
-FAMILIES = (dat,)
+FAMILIES = (dat, ipt, edt)
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights" / "backbones"
 CONTAINERS = ("params_ema", "params", "state_dict")
 PREFIXES = ("module.", "net.")

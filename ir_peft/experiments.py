@@ -56,7 +56,7 @@ class Spec:
     task: str
     """A key of `degradations.TASKS`."""
     method: str
-    """An adapter method, `full`, `frozen`, or `bicubic` (no network at all)."""
+    """An adapter method, `full` (of the whole model, or of `modules_to_save`), `frozen`, or `bicubic` (no network)."""
     adapter: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Fields of the method's config that differ from the backbone's defaults."""
     modules_to_save: tuple[str, ...] = ()
@@ -75,7 +75,7 @@ class Spec:
     @property
     def learns(self) -> bool:
         """Whether the row has anything to train."""
-        return self.method != "bicubic" and (self.method != "frozen" or bool(self.modules_to_save))
+        return self.method not in ("bicubic", "frozen")
 
 
 @dataclass(frozen=True)

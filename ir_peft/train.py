@@ -35,6 +35,9 @@ PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16
 SCHEDULES = ("multistep", "cosine", "constant")
 
 
+PROCESS = Path("/proc/self")  # Linux only.
+
+
 @dataclass(frozen=True)
 class TrainResult:
     """What a training run measured."""

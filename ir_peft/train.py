@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,9 @@ from .training_state import (
     checksum,
     copy,
     get_rng,
+    peak_memory,
     read_checkpoint,
+    reset_peak_memory,
     set_rng,
     swapped,
     trained_state,
@@ -33,9 +34,6 @@ from .training_state import (
 
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SCHEDULES = ("multistep", "cosine", "constant")
-
-
-PROCESS = Path("/proc/self")  # Linux only.
 
 
 @dataclass(frozen=True)
@@ -180,11 +178,10 @@ def train(
         )
         if saved:
             set_rng(saved["rng"][accelerator.process_index], device)
-        _reset_peak_memory(device)
+        reset_peak_memory(device)
         if folder and accelerator.is_main_process:
-            _write_log(
-                folder / "log.csv", curve
-            )  # An unwritable folder shows here, not hours later.
+            # An unwritable folder shows here, not hours later.
+            _write_log(folder / "log.csv", curve)
             for name in (".checkpoint.pt.*", ".log.csv.*"):  # Half-written when a run was killed.
                 for left in folder.glob(name):
                     left.unlink()
@@ -262,7 +259,7 @@ def train(
                     _write_log(folder / "log.csv", curve)
             if saves:
                 check_finite(trained_state(model), FloatingPointError, f"after step {step}")
-                peak = max(peak, _peak_memory(device)[0])
+                peak = max(peak, peak_memory(device)[0])
                 rng = gather_object([get_rng(device)])
                 if file and accelerator.is_main_process:
                     content = {
@@ -276,7 +273,7 @@ def train(
             tick = time.perf_counter()
         bar.close()
         copy(averages, parameters)
-    return TrainResult(curve, seconds, peak, _peak_memory(device)[1], steps)
+    return TrainResult(curve, seconds, peak, peak_memory(device)[1], steps)
 
 
 def lr_factor(
@@ -357,28 +354,6 @@ def _check(
             f"the data set has {length} samples; {settings['steps']} steps of "
             f"{settings['batch_size']} need {needed}"
         )
-
-
-def _reset_peak_memory(device: torch.device) -> None:
-    """Starts a new peak, so that a run does not inherit that of the run before in the same process."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    elif PROCESS.exists():
-        (PROCESS / "clear_refs").write_text("5")
-
-
-def _peak_memory(device: torch.device) -> tuple[int, str]:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device), "torch.cuda.max_memory_allocated"
-    if PROCESS.exists():
-        status = (PROCESS / "status").read_text().splitlines()
-        kibibytes = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
-        return 1024 * kibibytes, "peak resident set size during the run"
-    import resource  # Unix only.
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return peak, "peak resident set size of the process"
 
 
 def _write_log(path: Path, curve: list[dict[str, float]]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import sys
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+PROCESS = Path("/proc/self")  # Linux only.
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
@@ -108,3 +112,26 @@ def set_rng(states: list[Tensor], device: torch.device) -> None:
     torch.set_rng_state(states[0])
     if device.type == "cuda" and len(states) > 1:
         torch.cuda.set_rng_state(states[1], device)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Starts a new peak, so that a run does not inherit that of one before it in the process."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif os.access(PROCESS / "clear_refs", os.W_OK):
+        (PROCESS / "clear_refs").write_text("5")
+
+
+def peak_memory(device: torch.device) -> tuple[int, str]:
+    """(bytes, what they are the peak of), since the last reset."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device), "torch.cuda.max_memory_allocated"
+    if os.access(PROCESS / "clear_refs", os.W_OK):
+        status = (PROCESS / "status").read_text().splitlines()
+        kibibytes = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+        return 1024 * kibibytes, "peak resident set size during the run"
+    import resource  # Unix only.
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peak, "peak resident set size of the process"

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import os
 import subprocess
 import sys
 import textwrap
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from ir_peft import training_state
 from ir_peft.train import lr_factor, train
 
 ROOT = Path(__file__).parents[1]
@@ -201,11 +203,21 @@ def test_modes_and_generators_are_as_before():
     assert [module.training for module in model] == [True, False, False, False]
 
 
-def test_peak_memory_is_measured_and_named():
+def test_peak_memory_is_that_of_the_run_and_named(monkeypatch):
+    torch.zeros(2**26).add_(1)  # 256 MB that a later run does not inherit.
     result = run(tiny(), steps=2)
-    kind = "torch.cuda.max_memory_allocated" if torch.cuda.is_available() else "resident"
-    assert kind in result.memory_kind
     assert result.peak_memory_bytes > 10_000
+    if torch.cuda.is_available():
+        assert result.memory_kind == "torch.cuda.max_memory_allocated"
+        return
+    monkeypatch.setattr(training_state, "PROCESS", Path("/nowhere"))  # As where it is not Linux.
+    whole = run(tiny(), steps=2)
+    assert whole.memory_kind == "peak resident set size of the process"
+    if os.access("/proc/self/clear_refs", os.W_OK):
+        assert result.memory_kind == "peak resident set size during the run"
+        assert result.peak_memory_bytes < whole.peak_memory_bytes - 2**26
+    else:
+        assert result.memory_kind == whole.memory_kind
 
 
 def test_non_finite_loss_names_the_step_and_writes_nothing(tmp_path):

@@ -1,18 +1,18 @@
 """Parameter-efficient fine-tuning of image-restoration transformers: AdaptIR, AdaIR and ASteISR.
 
-    model = ir_peft.load_backbone("dat_light_x4")
-    ir_peft.attach_adapter(model, "adaptir")
-    ir_peft.train(model, patches, steps=400, batch_size=4)
-    ir_peft.save_adapter(model, "my_adapter")
-    restored = ir_peft.restore(model, image)
+model = ir_peft.load_backbone("dat_light_x4")
+ir_peft.attach_adapter(model, "adaptir")
+ir_peft.train(model, patches, steps=400, batch_size=4)
+ir_peft.save_adapter(model, "my_adapter")
+restored = ir_peft.restore(model, image)
 """
 
 from . import data, metrics
 from .adapters import (
-    AdaptFormerConfig,
-    AdaptIRConfig,
     Adapter,
     AdapterConfig,
+    AdaptFormerConfig,
+    AdaptIRConfig,
     BitFitConfig,
     HoulsbyConfig,
     LoRAConfig,

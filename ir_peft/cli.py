@@ -22,13 +22,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"ir-peft: {message}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("ir-peft: interrupted; the same command resumes at the last checkpoint", file=sys.stderr)
+        print(
+            "ir-peft: interrupted; the same command resumes at the last checkpoint", file=sys.stderr
+        )
         return 130
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ir-peft", description=__doc__)
-    parser.add_argument("--traceback", action="store_true", help="show the whole traceback of an error")
+    parser.add_argument(
+        "--traceback", action="store_true", help="show the whole traceback of an error"
+    )
     commands = parser.add_subparsers(required=True, metavar="command")
 
     command = commands.add_parser("list", help="backbones, adapters, tasks and experiments")
@@ -48,10 +52,18 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("restore", help="restore an image file")
     command.add_argument("image", help="the damaged image: PNG, JPEG, WebP, TIFF, ...")
     command.add_argument("-o", "--output", help="where to write; default: IMAGE_restored.png")
-    command.add_argument("--backbone", default="dat_light_x4", help="a bundled tag or a checkpoint file")
-    command.add_argument("--adapter", help="a folder, or a bundled tag like adaptir/lr4_noise30-adaptir_tail")
-    command.add_argument("--tile", type=int, help="tile side in pixels of the input, for large images")
-    command.add_argument("--self-ensemble", action="store_true", help="average over 8 flips and rotations")
+    command.add_argument(
+        "--backbone", default="dat_light_x4", help="a bundled tag or a checkpoint file"
+    )
+    command.add_argument(
+        "--adapter", help="a folder, or a bundled tag like adaptir/lr4_noise30-adaptir_tail"
+    )
+    command.add_argument(
+        "--tile", type=int, help="tile side in input pixels; default: 256 for larger images"
+    )
+    command.add_argument(
+        "--self-ensemble", action="store_true", help="average over 8 flips and rotations"
+    )
     command.add_argument("--force", action="store_true", help="overwrite the output file")
     command.set_defaults(command=_restore)
 
@@ -75,7 +87,9 @@ def _list(options: argparse.Namespace) -> None:
     print("shipped:    " + " ".join(_shipped()))
     print("tasks:      " + " ".join(degradations.TASKS))
     print("profiles:   " + " ".join(experiments.PROFILES))
-    print("experiments:" + "".join(f" {path}" for path in sorted(Path("experiments").glob("*.toml"))))
+    print(
+        "experiments:" + "".join(f" {path}" for path in sorted(Path("experiments").glob("*.toml")))
+    )
 
 
 def _shipped() -> list[str]:
@@ -107,7 +121,9 @@ def _run(options: argparse.Namespace) -> None:
             known = {getattr(spec, kind) for spec in specs}
             unknown = set(wanted) - known
             if unknown:
-                raise ValueError(f"{options.file} has no {kind} {sorted(unknown)}; it has {sorted(known)}")
+                raise ValueError(
+                    f"{options.file} has no {kind} {sorted(unknown)}; it has {sorted(known)}"
+                )
             specs = [spec for spec in specs if getattr(spec, kind) in wanted]
     reproduce.run_all(specs, _profile(options.profile))
 
@@ -123,15 +139,25 @@ def _restore(options: argparse.Namespace) -> None:
     from .data import photos
 
     source = Path(options.image)
-    target = Path(options.output) if options.output else source.with_name(f"{source.stem}_restored.png")
+    target = (
+        Path(options.output) if options.output else source.with_name(f"{source.stem}_restored.png")
+    )
     if target.exists() and not options.force:
-        raise FileExistsError(f"{target} exists; name another with -o, or overwrite it with --force")
+        raise FileExistsError(
+            f"{target} exists; name another with -o, or overwrite it with --force"
+        )
     image = photos.read_image(source)
     model = backbones.load_backbone(options.backbone)
     if options.adapter:
         adapters.load_adapter(model, options.adapter)
+    tile = "auto" if options.tile is None else options.tile
+    overlap = 16 if tile == "auto" else min(16, tile // 2)
     result = inference.restore(
-        model.eval(), image, tile=options.tile, self_ensemble=options.self_ensemble
+        model.eval(),
+        image,
+        tile=tile,
+        overlap=overlap,
+        self_ensemble=options.self_ensemble,
     )
     photos.write_image(target, result)
     print(f"{target}: {result.shape[-1]} x {result.shape[-2]} pixels")

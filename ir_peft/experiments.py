@@ -1,8 +1,9 @@
 """One line of an experiment file becomes one result record.
 
-A `Spec` holds everything that changes a number, a `Profile` everything that scales the effort; `run` turns the two
-into a record: trained or loaded, evaluated, written once. Records of a clean checkout in a trusted profile go to
-`results/records`, all others to `runs/`, so that no number without its provenance reaches a table.
+A `Spec` holds everything that changes a number, a `Profile` everything that scales the effort;
+`run` turns the two into a record: trained or loaded, evaluated, written once. Records of a clean
+checkout in a trusted profile go to `results/records`, all others to `runs/`, so that no number
+without its provenance reaches a table.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class Spec:
     task: str
     """A key of `degradations.TASKS`."""
     method: str
-    """An adapter method, `full` (of the whole model, or of `modules_to_save`), `frozen`, or `bicubic` (no network)."""
+    """An adapter method, `full` (of the whole model, or of `modules_to_save`), `frozen`, or
+    `bicubic` (no network)."""
     adapter: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Fields of the method's config that differ from the backbone's defaults."""
     modules_to_save: tuple[str, ...] = ()
@@ -68,7 +70,7 @@ class Spec:
 
     @property
     def tag(self) -> str:
-        """The name of the shipped adapter, `<paper>/<task>-<row>`, with the seed where it is not 0."""
+        """Name of the shipped adapter, `<paper>/<task>-<row>`; with the seed unless it is 0."""
         seed = f"-s{self.seed}" if self.seed else ""
         return f"{self.paper}/{self.task}-{self.row}{seed}"
 
@@ -121,7 +123,14 @@ _FULL = Profile(
 )
 PROFILES: dict[str, Profile] = {
     "smoke": Profile(
-        name="smoke", trains=True, steps=2, batch_size=1, lq_size=16, test_set="photos6", crop=48, images=1
+        name="smoke",
+        trains=True,
+        steps=2,
+        batch_size=1,
+        lq_size=16,
+        test_set="photos6",
+        crop=48,
+        images=1,
     ),
     "demo": replace(_FULL, name="demo", trains=False, trusted=False),
     "full": _FULL,
@@ -129,11 +138,15 @@ PROFILES: dict[str, Profile] = {
 
 
 def load_specs(path: str | Path) -> list[Spec]:
-    """Reads an experiment file: `[defaults]`, then one `[rows.NAME]` a row; rows x tasks x seeds, in file order.
+    """Reads an experiment file: `[defaults]`, then one `[rows.NAME]` a row.
+
+    Returns:
+        Rows x tasks x seeds, in file order.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not TOML, an unknown key or task, or a missing field; names the file, the row and the nearest key.
+        ValueError: not TOML, an unknown key or task, or a missing field; names the file, the row
+            and the nearest key.
     """
     path = Path(path)
     try:
@@ -168,7 +181,9 @@ def _known(path: Path, place: str, keys: Iterable[str], allowed: set[str]) -> No
         if key not in allowed:
             near = difflib.get_close_matches(key, allowed, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{path}: {place} has the unknown key {key!r}{hint} Known: {sorted(allowed)}")
+            raise ValueError(
+                f"{path}: {place} has the unknown key {key!r}{hint} Known: {sorted(allowed)}"
+            )
 
 
 def run_id(spec: Spec, profile: Profile) -> str:
@@ -179,7 +194,7 @@ def run_id(spec: Spec, profile: Profile) -> str:
 
 
 def git_state(root: Path) -> dict[str, Any]:
-    """Commit and whether tracked or new files differ from it; what runs write themselves does not count."""
+    """The commit, and whether files differ from it; what runs write themselves does not count."""
 
     def git(*words: str) -> str | None:
         done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)
@@ -197,8 +212,12 @@ def folders(profile: Profile, git: dict[str, Any], root: Path) -> tuple[Path, Pa
     return root / "runs" / profile.name / "records", root / "runs" / profile.name / "adapters"
 
 
-def run(spec: Spec, profile: Profile, *, root: str | Path = ".", progress: bool = True) -> dict[str, Any]:
-    """Runs one row, or returns its finished record. An interrupted run resumes at its last checkpoint.
+def run(
+    spec: Spec, profile: Profile, *, root: str | Path = ".", progress: bool = True
+) -> dict[str, Any]:
+    """Runs one row, or returns its finished record.
+
+    An interrupted run resumes at its last checkpoint.
 
     Args:
         spec: what is run.
@@ -210,7 +229,8 @@ def run(spec: Spec, profile: Profile, *, root: str | Path = ".", progress: bool 
         The record, as written to `<root>/results/records/<id>.json` or `<root>/runs/...`.
 
     Raises:
-        FileNotFoundError: a test photograph, a backbone or (profile without training) the shipped adapter is missing.
+        FileNotFoundError: a test photograph, a backbone or (profile without training) the shipped
+            adapter is missing.
         FloatingPointError: the loss or a score is not finite.
     """
     root = Path(root).resolve()
@@ -261,13 +281,16 @@ def run(spec: Spec, profile: Profile, *, root: str | Path = ".", progress: bool 
     record["versions"] = versions()
     record["device"] = device_name()
     record["date"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    write_text(path, json.dumps(record, indent=1) + "\n")
-    return record
+    text = json.dumps(record, indent=1) + "\n"
+    write_text(path, text)
+    return json.loads(text)
 
 
 def training_facts(spec: Spec, root: Path) -> dict[str, Any]:
-    """Curve, time and memory of the shipped adapter, from the committed record of its training; {} without one."""
-    for path in sorted((root / "results" / "records").glob(f"{spec.paper}-*-{spec.row}-s{spec.seed}-*.json")):
+    """Curve, time and memory from the committed record of the adapter's training, if any."""
+    for path in sorted(
+        (root / "results" / "records").glob(f"{spec.paper}-*-{spec.row}-s{spec.seed}-*.json")
+    ):
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["spec"] == json.loads(json.dumps(asdict(spec))) and record["profile"]["trains"]:
             names = ("curve", "seconds", "steps_per_second", "peak_memory")
@@ -276,7 +299,7 @@ def training_facts(spec: Spec, root: Path) -> dict[str, Any]:
 
 
 def adapted_model(spec: Spec, profile: Profile) -> nn.Module:
-    """The spec's backbone with its adapter: freshly initialised if the profile trains, else the shipped one."""
+    """The backbone with its adapter: a fresh one if the profile trains, else the shipped one."""
     model = backbones.load_backbone(spec.backbone)
     if spec.learns and not profile.trains:
         return adapters.load_adapter(model, spec.tag).eval()

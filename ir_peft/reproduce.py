@@ -1,11 +1,10 @@
-"""Everything in one go: run the experiments, write tables and figures, compare, execute the notebooks."""
+"""Everything in one go: experiments, tables, figures, comparison, notebooks."""
 
 from __future__ import annotations
 
 import difflib
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,14 @@ from .files import atomic_path
 def reproduce(profile: Profile, root: str | Path = ".") -> None:
     """Runs every experiment file and every notebook of a checkout in one profile.
 
-    Tables and figures go to `runs/<profile>/`, those of trusted records to `results/`; executed notebooks always to
-    `runs/<profile>/notebooks/`. A profile that only recomputes is compared with the committed records.
+    Tables and figures go to `runs/<profile>/`, those of trusted records to `results/`; executed
+    notebooks always to
+    `runs/<profile>/notebooks/`. A profile that only recomputes is compared with the committed
+    records.
 
     Raises:
         FileNotFoundError: `root` is no checkout of the project.
-        AssertionError: a recomputed value is off by more than 0.01 dB.
+        RuntimeError: a recomputed value is off by more than 0.01 dB.
     """
     from . import results
 
@@ -29,15 +30,19 @@ def reproduce(profile: Profile, root: str | Path = ".") -> None:
     files = sorted((root / "experiments").glob("*.toml"))
     notebooks = sorted((root / "notebooks").glob("[0-9]*.py"))
     if not files or not notebooks:
-        raise FileNotFoundError(f"{root} has no experiments/*.toml and notebooks/*.py: run this in a checkout")
+        raise FileNotFoundError(
+            f"{root} has no experiments/*.toml and notebooks/*.py: run this in a checkout"
+        )
     records, _ = folders(profile, git_state(root), root)
     for file in files:
         run_all(load_specs(file), profile, root)
     tables = records.parent / "tables"
     for path in results.write_tables(results.load_records(records), tables):
         print(f"wrote {path.relative_to(root)}")
+    for path in write_figures(records, records.parent / "figures", profile):
+        print(f"wrote {path.relative_to(root)}")
     if not profile.trains:
-        compare(records, root, profile)
+        compare(records, root)
     for notebook in notebooks:
         target = root / "runs" / profile.name / "notebooks" / notebook.with_suffix(".ipynb").name
         print(f"executing {notebook.name} -> {target.relative_to(root)}")
@@ -55,13 +60,38 @@ def run_all(specs: list, profile: Profile, root: str | Path = ".") -> list[dict]
         record = run(spec, profile, root=root)
         scores = [row["psnr"] for row in record["scores"]]
         mean = sum(scores) / len(scores)
-        bar.write(f"{spec.task:12} {spec.label:26} {mean:6.2f} dB on {record['profile']['test_set']}")
+        bar.write(
+            f"{spec.task:12} {spec.label:26} {mean:6.2f} dB on {record['profile']['test_set']}"
+        )
         records.append(record)
     return records
 
 
-def compare(records: Path, root: Path, profile: Profile) -> None:
-    """Prints how the recomputed scores agree with the committed ones; AssertionError where they do not."""
+def write_figures(records: Path, folder: Path, profile: Profile) -> list[Path]:
+    """Draws cost, trade-off, the limit of the frozen tail and the curves of every table."""
+    from matplotlib import pyplot
+
+    from . import plots, results
+
+    frame, curves = results.load_records(records), results.load_curves(records)
+    written = []
+    for (paper, name, task), part in frame.groupby(["paper", "table", "task"]):
+        table = results.table(part, task=task)
+        figures = {
+            "efficiency": plots.efficiency_bars(table),
+            "tradeoff": plots.tradeoff(table),
+            "tail": plots.alone_or_with_tail(table),
+            "curves": plots.curves(curves[curves["id"].isin(part["id"])]),
+        }
+        for kind, figure in figures.items():
+            stem = f"{paper}-{name}-{task}-{kind}"
+            written += plots.save_figure(figure, folder, stem, smoke=profile.name == "smoke")
+            pyplot.close(figure)
+    return written
+
+
+def compare(records: Path, root: Path) -> None:
+    """Prints how recomputed and committed scores agree; RuntimeError where they do not."""
     from . import results
 
     committed = results.load_records(root / "results" / "records")
@@ -71,18 +101,21 @@ def compare(records: Path, root: Path, profile: Profile) -> None:
     compared = results.compare(*keep)
     print(results.comparison_report(compared))
     if (compared["status"] == "off").any():
-        raise AssertionError("recomputed scores differ from the committed records, see above")
+        raise RuntimeError("recomputed scores differ from the committed records, see above")
 
 
 def execute(notebook: str | Path, target: str | Path, parameters: Mapping[str, Any]) -> Path:
     """Executes a py:percent notebook with papermill into `target` (.ipynb).
 
     Args:
-        notebook: the .py file. target: the executed copy. parameters: values for its `parameters` cell.
+        notebook: the .py file.
+        target: the executed copy, .ipynb.
+        parameters: values for its `parameters` cell.
 
     Raises:
-        ValueError: the notebook has no such parameter (papermill itself would only warn and go on with defaults).
-        papermill.PapermillExecutionError: a cell failed; the partly executed copy is kept for reading.
+        ValueError: the notebook has no such parameter (papermill itself would only warn and go on
+            with defaults).
+        papermill.PapermillExecutionError: a cell failed; the executed part is kept for reading.
     """
     import jupytext
     import papermill
@@ -97,7 +130,9 @@ def execute(notebook: str | Path, target: str | Path, parameters: Mapping[str, A
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{notebook.name} has no parameter {name!r}{hint} It has {sorted(known)}")
+            raise ValueError(
+                f"{notebook.name} has no parameter {name!r}{hint} It has {sorted(known)}"
+            )
     os.environ.setdefault("MPLBACKEND", "agg")
     papermill.execute_notebook(
         str(source),
@@ -109,8 +144,3 @@ def execute(notebook: str | Path, target: str | Path, parameters: Mapping[str, A
     )
     source.unlink()
     return target
-
-
-def describe(profile: Profile) -> str:
-    """One line with every field of a profile."""
-    return ", ".join(f"{key}={value}" for key, value in asdict(profile).items())

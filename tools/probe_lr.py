@@ -1,6 +1,7 @@
-"""Compares learning rates for the tables of experiments/adaptir.toml: one grid for all rows, judged on validation crops.
+"""Compares learning rates for experiments/adaptir.toml on crops of the validation photographs.
 
-Usage: python tools/probe_lr.py STEPS ROW RATE [RATE ...]     for example: 60 adaptir_tail 3e-4 1e-3 3e-3
+Usage: python tools/probe_lr.py STEPS ROW RATE [RATE ...]
+For example: python tools/probe_lr.py 60 adaptir_tail 3e-4 1e-3 3e-3
 """
 
 import sys
@@ -29,7 +30,9 @@ def main() -> None:
         model = adapted_model(spec, profile)
         with tempfile.TemporaryDirectory() as folder:
             data = training_set(spec, profile)
-            train(model, data, steps=steps, batch_size=profile.batch_size, lr=rate, out=Path(folder))
+            train(
+                model, data, steps=steps, batch_size=profile.batch_size, lr=rate, out=Path(folder)
+            )
         pairs = validation_pairs(spec, profile)
         rows = evaluate(model, pairs, crop_border=4, channel="y", progress=False)
         mean = sum(r["psnr"] for r in rows) / len(rows)

@@ -1,0 +1,118 @@
+"""Specs, records and reruns, with the real files and a real backbone in the smoke profile."""
+
+import json
+import subprocess
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from ir_peft import experiments
+from ir_peft.data import degradations
+from ir_peft.experiments import PROFILES, Spec, load_specs, run, run_id
+
+ROOT = Path(__file__).resolve().parents[1]
+SMOKE = PROFILES["smoke"]
+SPEC = Spec(
+    paper="adaptir", table="hybrid", row="lora", label="LoRA", backbone="dat_light_x4",
+    task="lr4_noise30", method="lora",
+)  # fmt: skip
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A git repository with one commit, as the root of runs."""
+
+    def git(*words):
+        author = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        subprocess.run(
+            ["git", *author, "-C", str(tmp_path), *words], check=True, capture_output=True
+        )
+
+    git("init", "-q")
+    (tmp_path / ".gitignore").write_text("runs/\n")
+    git("add", ".")
+    git("commit", "-qm", "start")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "experiments").glob("*.toml")), ids=lambda p: p.name
+)
+def test_every_committed_experiment_parses(path):
+    specs = load_specs(path)
+    assert len({(s.row, s.task, s.seed) for s in specs}) == len(specs)
+    assert {s.task for s in specs} <= set(degradations.TASKS)
+
+
+def test_adaptir_table_has_the_rows_of_the_issue():
+    specs = load_specs(ROOT / "experiments" / "adaptir.toml")
+    rows = {s.row for s in specs if s.task == "lr4_noise30"}
+    methods = {"lora", "houlsby", "adaptformer", "adaptir"}
+    assert rows == {"bicubic", "frozen", "full", "tail"} | methods | {f"{m}_tail" for m in methods}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[defaults]\nmethodd = 'lora'", "did you mean 'method'"),
+        ("[default]\n", "did you mean 'defaults'"),
+        ("[rows.a]\nmethod = 'lora'", "lacks backbone, label, paper, table, tasks"),
+        ("[defaults]\npaper = 'p'\n", "has no rows"),
+        ("= 3", "is not a TOML file"),
+        (
+            "[rows.a]\npaper='p'\ntable='t'\nlabel='l'\nbackbone='b'\nmethod='lora'\ntasks=['lr4_nois30']",
+            "did you mean 'lr4_noise30'",
+        ),
+    ],
+)
+def test_bad_experiment_files_are_named(tmp_path, text, message):
+    path = tmp_path / "bad.toml"
+    path.write_text(text if "[rows" in text or "has no rows" in message else text + "\n[rows.a]\n")
+    with pytest.raises(ValueError, match=message):
+        load_specs(path)
+
+
+def test_run_id_changes_with_every_field():
+    base = run_id(SPEC, SMOKE)
+    assert run_id(replace(SPEC, lr=2e-3), SMOKE).split("-s0-")[0] == base.split("-s0-")[0]
+    changed = {run_id(replace(SPEC, lr=2e-3), SMOKE), run_id(SPEC, replace(SMOKE, steps=3)), base}
+    assert len(changed) == 3
+
+
+def test_run_writes_a_complete_record_once(checkout, monkeypatch):
+    record = run(SPEC, SMOKE, root=checkout, progress=False)
+    path = checkout / "runs" / "smoke" / "records" / f"{record['id']}.json"
+    assert json.loads(path.read_text()) == record
+    assert record["parameters"]["trainable"] == 18 * 660 * 3
+    assert record["curve"][-1]["step"] == SMOKE.steps and record["seconds"] > 0
+    folder = checkout / "runs" / "smoke" / "adapters" / SPEC.tag
+    assert record["adapter_bytes"] == (folder / "adapter_model.safetensors").stat().st_size
+    assert len(record["git"]["commit"]) == 40 and not record["git"]["dirty"]
+    assert record["spec"] == json.loads(json.dumps(asdict(SPEC)))
+    assert [row["image"] for row in record["scores"]] == ["astronaut"]
+
+    def never(*_, **__):
+        raise AssertionError("a finished record is reused, not run again")
+
+    monkeypatch.setattr(experiments, "adapted_model", never)
+    assert run(SPEC, SMOKE, root=checkout, progress=False) == json.loads(path.read_text())
+
+
+def test_only_a_clean_tree_writes_trusted_results(checkout):
+    trusted = replace(SMOKE, name="full", trusted=True)
+    bicubic = replace(SPEC, method="bicubic", row="bicubic")
+    run(bicubic, trusted, root=checkout, progress=False)
+    assert len(list((checkout / "results" / "records").glob("*.json"))) == 1
+    (checkout / "code.py").write_text("changed = True\n")
+    run(replace(bicubic, seed=1), trusted, root=checkout, progress=False)
+    assert len(list((checkout / "results" / "records").glob("*.json"))) == 1
+    (path,) = (checkout / "runs" / "full" / "records").glob("*.json")
+    assert json.loads(path.read_text())["git"]["dirty"]
+
+
+def test_a_profile_without_training_needs_the_shipped_adapter(checkout):
+    recompute = replace(SMOKE, trains=False)
+    with pytest.raises(FileNotFoundError, match="neither a folder nor a bundled adapter"):
+        run(replace(SPEC, row="nothing"), recompute, root=checkout, progress=False)
+    assert not list(checkout.rglob("*.json"))

@@ -1,0 +1,121 @@
+"""Rules of the house that a machine can check: arrows, ceilings, names, agreeing set-up files."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import ir_peft
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "ir_peft"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# What each part may import of the package, besides itself.
+ARROWS = {
+    "backbones": set(),
+    "adapters": {"files", "version"},
+    "data": {"files"},
+    "metrics": set(),
+    "files": set(),
+    "version": set(),
+    "inference": set(),
+    "evaluate": {"metrics", "inference"},
+    "train": {"adapters", "files", "inference", "training_state"},
+    "training_state": {"adapters", "files"},
+    "experiments": {"adapters", "backbones", "data", "evaluate", "files", "train", "version"},
+    "records": {"files"},
+    "claims": {"records"},
+    "results": {"claims", "files", "records"},
+    "figure_style": {"files"},
+    "plots": {"figure_style"},
+    "reproduce": {"experiments", "files", "results"},
+    "cli": {"adapters", "backbones", "data", "experiments", "inference", "reproduce"},
+}
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_parts(path: Path) -> set[str]:
+    """First components, below the package, of everything a file imports from it."""
+    here = ("ir_peft", *path.relative_to(PACKAGE).parts[:-1])
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            base = here[: len(here) - node.level + 1] if node.level else ()
+            module = (*base, *((node.module or "").split(".") if node.module else ()))
+            names = [(*module, alias.name) for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [tuple(alias.name.split(".")) for alias in node.names]
+        else:
+            continue
+        found |= {name[1] for name in names if name[0] == "ir_peft" and len(name) > 1}
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_one_way(path):
+    part = part_of(path)
+    if path == PACKAGE / "__init__.py":
+        return
+    assert part in ARROWS, f"{part} is new: say in ARROWS what it may import"
+    assert imported_parts(path) <= ARROWS[part] | {part}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_file_is_longer_than_one_sitting(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+def test_public_names_exist_and_are_documented():
+    for name in ir_peft.__all__:
+        thing = getattr(ir_peft, name)
+        assert isinstance(thing, str) or thing.__doc__, f"{name} has no docstring"
+
+
+def test_import_loads_nothing_slow():
+    slow = ("matplotlib", "pandas", "seaborn", "skimage", "sklearn", "accelerate", "papermill")
+    code = f"import sys, ir_peft; print([m for m in {slow} if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_pins_and_environments_agree():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    pinned = {
+        re.split(r"==", line)[0].lower().replace("_", "-")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    }
+    needed = [*project["dependencies"], *extras["notebooks"], *extras["test"]]
+    names = {re.match(r"[\w.-]+", line)[0].lower().replace("_", "-") for line in needed}
+    assert names - pinned <= {"tomli"}  # Part of Python itself where the versions were tested.
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    pip = next(item["pip"] for item in environment["dependencies"] if isinstance(item, dict))
+    assert pip == ["-c constraints.txt", "-e .[notebooks,test]"]
+    assert any(str(d).startswith("python=3.11") for d in environment["dependencies"])
+    makefile = (ROOT / "Makefile").read_text()
+    assert "-c constraints.txt" in makefile and '".[notebooks,test]"' in makefile
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_no_private_paths_or_hosts():
+    text = subprocess.run(
+        ["git", "grep", "-nIiE", r"/home/[a-z]|/ro{2}t/|index-url|find-links"],
+        capture_output=True, text=True, cwd=ROOT, check=False,
+    )  # fmt: skip
+    assert text.stdout == ""

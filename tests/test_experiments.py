@@ -48,7 +48,7 @@ def test_every_committed_experiment_parses(path):
 def test_adaptir_table_has_the_rows_of_the_issue():
     specs = load_specs(ROOT / "experiments" / "adaptir.toml")
     rows = {s.row for s in specs if s.task == "lr4_noise30"}
-    methods = {"lora", "houlsby", "adaptformer", "adaptir"}
+    methods = {"bitfit", "lora", "houlsby", "adaptformer", "adaptir"}
     assert rows == {"bicubic", "frozen", "full", "tail"} | methods | {f"{m}_tail" for m in methods}
 
 

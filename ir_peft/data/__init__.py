@@ -15,6 +15,7 @@ from ir_peft.data import (
     patches,
     photos,
 )
+from ir_peft.data.images import read_image, write_image
 
 __all__ = [
     "deadleaves",
@@ -24,4 +25,6 @@ __all__ = [
     "images",
     "patches",
     "photos",
+    "read_image",
+    "write_image",
 ]

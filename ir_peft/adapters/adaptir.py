@@ -196,7 +196,7 @@ class AdaptIR(Adapter):
         H, W = z.shape[-2:]
         wide = z if z.dtype == torch.float64 else z.float()
         spectrum = torch.fft.rfft2(wide, norm="ortho")  # (B, h, H, W // 2 + 1)
-        # Contiguous real tensors are faster on a CPU than the complex abs and angle, or strided views.
+        # Contiguous real tensors are faster on a CPU than views or the complex abs and angle.
         real, imag = spectrum.real.contiguous(), spectrum.imag.contiguous()
         # Zero has amplitude 0 and phase 0, both without a gradient, which would be 0 / 0. The bound
         # is where squares leave the range of fp32, far below the rounding of the transform.

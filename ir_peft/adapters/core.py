@@ -217,13 +217,6 @@ def _activate(model: nn.Module, name: str | None) -> None:
     for place in walk(model):
         for wrapper in place.wrappers:
             wrapper.active = name if name in wrapper.variants else None
-    _outdate(model)
-
-
-def _outdate(model: nn.Module) -> None:
-    # A backbone may keep values computed from frozen weights, such as a position bias. `_apply` is
-    # torch's call to every module that its tensors change; on it the backbone computes anew.
-    model._apply(lambda tensor: tensor)
 
 
 @contextmanager
@@ -306,7 +299,6 @@ def merge_and_unload(model: nn.Module) -> nn.Module:
             place.replace(parts.copies[place.name].train(place.layer.training))
     for key, parameter in base_parameters(model).items():
         parameter.requires_grad_(flags[key])
-    _outdate(model)
     return model
 
 

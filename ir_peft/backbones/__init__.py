@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from . import dat, edt, ipt
+from . import dat, edt, hat, ipt, restormer
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "dat_light": dat.dat_light,
@@ -26,8 +26,12 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "dat": dat.dat,
     "ipt": ipt.ipt,
     "edt_b": edt.edt_b,
+    "hat_s": hat.hat_s,
+    "hat": hat.hat,
+    "hat_l": hat.hat_l,
+    "restormer": restormer.restormer,
 }
-FAMILIES = (dat, ipt, edt)
+FAMILIES = (dat, ipt, edt, hat, restormer)
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights" / "backbones"
 CONTAINERS = ("params_ema", "params", "state_dict")
 PREFIXES = ("module.", "net.")

@@ -200,6 +200,15 @@ class ResidualConv(nn.Sequential):
         )
 
 
+def shortest_ratio(hidden: int, dim: int) -> float:
+    """An e with int(dim * e) == hidden as people write it: hidden / dim, or few decimals (2.66)."""
+    exact, middle = hidden / dim, (hidden + 0.5) / dim
+    candidates = [round(exact, 3), *(round(middle, digits) for digits in range(1, 6))]
+    if candidates[0] != exact:
+        del candidates[0]
+    return next((e for e in candidates if int(dim * e) == hidden), middle)
+
+
 def init_weights(module: nn.Module) -> None:
     """Linear weights from a normal of std 0.02 cut at two units, biases 0; norms the identity."""
     if isinstance(module, nn.Linear):

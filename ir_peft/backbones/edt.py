@@ -11,6 +11,7 @@ and `tail_sr_x4`.
 from __future__ import annotations
 
 import math
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -164,9 +165,9 @@ class Body(nn.Module):
     def __init__(self, dim, depths, heads, window, expansion, drop_path):
         super().__init__()
         self.patch_embed = nn.ModuleDict({"norm": nn.LayerNorm(dim)})
-        rates = torch.linspace(0, drop_path, sum(depths)).split(list(depths))
+        rates = iter([drop_path * i / max(1, sum(depths) - 1) for i in range(sum(depths))])
         self.layers = nn.ModuleList(
-            Group(dim, heads, window, expansion, drop_paths.tolist()) for drop_paths in rates
+            Group(dim, heads, window, expansion, list(islice(rates, depth))) for depth in depths
         )
         self.norm = nn.LayerNorm(dim)
         self.conv_after_body = nn.Conv2d(dim, dim, 3, padding=1)

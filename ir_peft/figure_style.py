@@ -65,7 +65,7 @@ def style() -> Iterator[None]:
 
 def color(row: str) -> str:
     """Return the colour of a row or method; ``<method>_tail`` has the method's colour."""
-    method = row.removesuffix("_tail")
+    method = row.removesuffix("_tail").removesuffix("_ends")
     if method not in COLORS:
         raise KeyError(f"{row!r} has no colour; plots.COLORS has {sorted(COLORS)}")
     return COLORS[method]

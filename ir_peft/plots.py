@@ -61,7 +61,7 @@ def _run(table: pd.DataFrame) -> pd.DataFrame:
 
 def _filled(row: str) -> bool:
     """Whether a row trains the tail."""
-    return row.endswith("_tail") or row in ("full", "tail")
+    return row.endswith(("_tail", "_ends")) or row in ("full", "tail")
 
 
 def efficiency_bars(table: pd.DataFrame) -> Figure:

@@ -60,6 +60,7 @@ ROWS: dict[str, dict[str, str]] = {
         "adaptformer_tail": "AdaptFormer + tail",
         "adaptir": "AdaptIR",
         "adaptir_tail": "AdaptIR + tail",
+        "adaptir_ends": "AdaptIR + both ends",
     }
 }
 

@@ -49,7 +49,9 @@ def test_adaptir_table_has_the_rows_of_the_issue():
     specs = load_specs(ROOT / "experiments" / "adaptir.toml")
     rows = {s.row for s in specs if s.task == "lr4_noise30"}
     methods = {"bitfit", "lora", "houlsby", "adaptformer", "adaptir"}
-    assert rows == {"bicubic", "frozen", "full", "tail"} | methods | {f"{m}_tail" for m in methods}
+    assert rows == {"bicubic", "frozen", "full", "tail", "adaptir_ends"} | methods | {
+        f"{m}_tail" for m in methods
+    }
 
 
 @pytest.mark.parametrize(

@@ -277,7 +277,8 @@ class DAT(nn.Module):
         self.register_buffer("mean", torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
         self.conv_first = nn.Conv2d(3, dim, 3, padding=1)
         self.before_RG = nn.Sequential(nn.Identity(), nn.LayerNorm(dim))
-        rates = torch.linspace(0, drop_path, sum(depths)).tolist()
+        count = sum(depths)
+        rates = [drop_path * i / max(1, count - 1) for i in range(count)]
         self.layers = nn.ModuleList()
         for group, depth in enumerate(depths):
             drop_paths, rates = rates[:depth], rates[depth:]
@@ -365,8 +366,8 @@ def detect(state: dict[str, Tensor]) -> tuple[str, dict] | None:
     The windows' shape is in the authors' files only; without it, it is the architecture's own.
     """
     block = "layers.0.blocks.0."
-    needed = ("conv_first", "upsample.0", block + "ffn.fc1", block + "ffn.sg.conv")
-    if not all(key + ".weight" in state for key in needed):
+    inner = (block + key for key in ("ffn.fc1", "ffn.sg.conv", "attn.attns.0.pos.pos3.2"))
+    if not all(f"{key}.weight" in state for key in ("conv_first", "upsample.0", *inner)):
         return None
     dim = state["conv_first.weight"].shape[0]
     expansion = state[block + "ffn.fc1.weight"].shape[0] / dim
@@ -382,12 +383,10 @@ def detect(state: dict[str, Tensor]) -> tuple[str, dict] | None:
         "scale": math.isqrt(area),
         "dim": dim,
         "depths": depths,
+        "heads": 2 * len(state[block + "attn.attns.0.pos.pos3.2.weight"]),
         "expansion": expansion,
         "light": light,
     }
-    temperature = state.get("layers.0.blocks.1.attn.temperature")
-    if temperature is not None:
-        settings["heads"] = len(temperature)
     offsets = state.get(block + "attn.attns.0.rpe_biases")
     if offsets is not None:
         settings["split_size"] = tuple(int(v) + 1 for v in offsets[-1])

@@ -81,6 +81,8 @@ class DynamicPositionBias(nn.Module):
     """Relative position bias of an h x w window: a small MLP over the tokens' offsets.
 
     From CrossFormer (Wang et al., ICLR 2022, arXiv 2108.00154), without its residual connections.
+    A width of 1, as in DAT-light, makes it a constant: a LayerNorm over one channel forgets its
+    input. The softmax ignores a constant: then there is no bias, and its weights have no effect.
     """
 
     def __init__(self, dim: int, heads: int, h: int, w: int):
@@ -90,12 +92,15 @@ class DynamicPositionBias(nn.Module):
         self.pos1 = nn.Sequential(nn.LayerNorm(dim), nn.ReLU(), nn.Linear(dim, dim))
         self.pos2 = nn.Sequential(nn.LayerNorm(dim), nn.ReLU(), nn.Linear(dim, dim))
         self.pos3 = nn.Sequential(nn.LayerNorm(dim), nn.ReLU(), nn.Linear(dim, heads))
+        self._width = dim
         self._own = len(list(self.parameters()))
         self._kept: tuple[list, Tensor] | None = None
 
-    def forward(self) -> Tensor:
-        """The bias of the logits: (heads, N, N), fp32."""
+    def forward(self) -> Tensor | None:
+        """The bias of the logits: (heads, N, N), fp32; None if it is the same for all pairs."""
         parameters = list(self.parameters())
+        if self._width == 1 and len(parameters) == self._own:
+            return None
         # Training changes the bias at each step, switching an adapter inside the MLP at any time.
         changing = len(parameters) != self._own or any(p.requires_grad for p in parameters)
         if changing or torch.compiler.is_compiling():
@@ -105,7 +110,7 @@ class DynamicPositionBias(nn.Module):
         values = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
         if self._kept is None or self._kept[0] != values:
             with torch.inference_mode(False), torch.no_grad():
-                self._kept = values, self.build().contiguous()
+                self._kept = values, self.build()
         return self._kept[1]
 
     def build(self) -> Tensor:
@@ -123,7 +128,7 @@ class DynamicPositionBias(nn.Module):
         token = grid(0, 0)  # (N, 2)
         between = token[:, None] - token[None, :]  # (N, N, 2)
         index = (between[..., 0] + h - 1) * (2 * w - 1) + between[..., 1] + w - 1
-        return table[index].permute(2, 0, 1)
+        return table[index].permute(2, 0, 1).contiguous()
 
 
 def to_image(x: Tensor) -> Tensor:

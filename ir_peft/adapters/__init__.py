@@ -10,6 +10,7 @@ from .bitfit import BitFit, BitFitConfig
 from .bottleneck import AdaptFormerConfig, Bottleneck, HoulsbyConfig
 from .checkpoint import (
     adapter_state_dict,
+    find_adapter,
     fingerprint,
     load_adapter,
     load_adapter_state_dict,
@@ -97,6 +98,7 @@ __all__ = [
     "config_from_dict",
     "count_parameters",
     "disable_adapters",
+    "find_adapter",
     "fingerprint",
     "load_adapter",
     "load_adapter_state_dict",

@@ -88,7 +88,8 @@ def test_exact_set_of_keys(tiny):
         "BN.num_batches_tracked conv_weight_A conv_weight_B conv_bias amp_fuse.weight "
         "amp_fuse.bias pha_fuse.weight pha_fuse.bias compress.weight compress.bias proj.0.weight "
         "proj.0.bias proj.2.weight proj.2.bias channel_gate.1.weight channel_gate.1.bias "
-        "channel_gate.3.weight channel_gate.3.bias spatial_gate.weight spatial_gate.bias tail.weight"
+        "channel_gate.3.weight channel_gate.3.bias spatial_gate.weight spatial_gate.bias "
+        "tail.weight"
     )
     tensors = tensors.split()
     expected = {f"blocks.{i}.ffn.adaptir.{key}" for i in (0, 1) for key in tensors}

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from .adapters.core import adapter_names, train_mode
+from .data.images import write_image
 from .files import atomic_path, write_text
 from .inference import eval_mode
 from .training_state import (
@@ -253,7 +254,7 @@ def train(
                     row |= {key: float(v) for key, v in scores.items() if key not in images}
                     if folder and accelerator.is_main_process:
                         for key, image in images.items():
-                            _write_image(folder / "validation" / f"{step:06d}-{key}.png", image)
+                            write_image(folder / "validation" / f"{step:06d}-{key}.png", image)
                 curve.append(row)
                 if folder and accelerator.is_main_process:
                     _write_log(folder / "log.csv", curve)
@@ -369,12 +370,3 @@ def _write_log(path: Path, curve: list[dict[str, float]]) -> None:
 
 def _is_image(value: float | Tensor) -> bool:
     return isinstance(value, Tensor) and value.ndim == 3
-
-
-def _write_image(path: Path, image: Tensor) -> None:
-    """(3, H, W) in [0, 1] -> an 8-bit PNG."""
-    from PIL import Image
-
-    pixels = (image.detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
-    with atomic_path(path) as temporary:
-        Image.fromarray(pixels.cpu().numpy()).save(temporary)

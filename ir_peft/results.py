@@ -64,6 +64,12 @@ ROWS: dict[str, dict[str, str]] = {
     }
 }
 
+SHORT = (
+    "method", "trainable", "PSNR [dB]", "SSIM", "over bicubic [dB]", "below full [dB]",
+    "paper Set14", "paper Urban100",
+)  # fmt: skip
+"""Columns of the short version of a table, the one of the README."""
+
 
 def table(
     records: pd.DataFrame,
@@ -265,7 +271,7 @@ def write_tables(
     paper_numbers: pd.DataFrame | None = None,
     **wanted: str,
 ) -> list[Path]:
-    """Write every table of the records: ``<paper>-<table>-<task>`` ``.md .tex -images.csv``.
+    """Write every table of the records: ``<paper>-<table>-<task>``, ``.md .tex -short.md -images.csv``.
 
     Args:
         records: From :func:`load_records`.
@@ -297,6 +303,7 @@ def write_tables(
         text = f"# {stem}\n\n{top}\n\n{to_markdown(shown)}\n{listed}\n\n## Per image\n\n"
         contents = {
             f"{stem}.md": text + to_markdown(digits),
+            f"{stem}-short.md": to_markdown(shown[[c for c in SHORT if c in shown]]),
             f"{stem}.tex": to_latex(shown, top, bottom),
             f"{stem}-images.csv": images.round(6).to_csv(),
         }

@@ -120,3 +120,8 @@ def test_no_private_paths_or_hosts():
         capture_output=True, text=True, cwd=ROOT, check=False,
     )  # fmt: skip
     assert text.stdout == ""
+
+
+def test_readme_shows_the_committed_table():
+    short = ROOT / "results" / "tables" / "adaptir-hybrid-lr4_noise30-short.md"
+    assert short.read_text(encoding="utf-8") in (ROOT / "README.md").read_text(encoding="utf-8")

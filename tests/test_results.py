@@ -230,7 +230,9 @@ def test_head_names_every_condition(records):
 def test_written_tables_are_complete_and_repeatable(records, tmp_path):
     written = results.write_tables(records, tmp_path / "tables", notes="Weights: here.")
     stem = "adaptir-hybrid-lr4_noise30"
-    assert [p.name for p in written] == [f"{stem}.md", f"{stem}.tex", f"{stem}-images.csv"]
+    assert [p.name for p in written] == [
+        f"{stem}{end}" for end in (".md", "-short.md", ".tex", "-images.csv")
+    ]
     markdown, latex, images = [path.read_text() for path in written]
     assert "| BitFit |  |  | not run |" in markdown
     assert "Weights: here." in markdown

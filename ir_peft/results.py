@@ -271,7 +271,9 @@ def write_tables(
     paper_numbers: pd.DataFrame | None = None,
     **wanted: str,
 ) -> list[Path]:
-    """Write every table of the records: ``<paper>-<table>-<task>``, ``.md .tex -short.md -images.csv``.
+    """Write every table of the records.
+
+    The files are ``<paper>-<table>-<task>`` with ``.md``, ``-short.md``, ``.tex``, ``-images.csv``.
 
     Args:
         records: From :func:`load_records`.

@@ -233,7 +233,7 @@ def test_written_tables_are_complete_and_repeatable(records, tmp_path):
     assert [p.name for p in written] == [
         f"{stem}{end}" for end in (".md", "-short.md", ".tex", "-images.csv")
     ]
-    markdown, latex, images = [path.read_text() for path in written]
+    markdown, short, latex, images = [path.read_text() for path in written]
     assert "| BitFit |  |  | not run |" in markdown
     assert "Weights: here." in markdown
     assert (
@@ -243,12 +243,14 @@ def test_written_tables_are_complete_and_repeatable(records, tmp_path):
         line.count("|") for line in markdown.split("## Per image")[0].splitlines() if "|" in line
     }
     assert len(widths) == 1
+    assert short.count("\n") == 2 + len(results.ROWS["hybrid"])
+    assert short.startswith("| method | trainable | PSNR [dB] |")
     assert r"\% of backbone" in latex
     assert latex.count(r" \\") == 1 + len(results.ROWS["hybrid"])
     assert "lr4_noise30" not in latex.replace(r"lr4\_noise30", "")
     assert images.splitlines()[0].startswith("image,bicubic,frozen,full")
     again = results.write_tables(records, tmp_path / "tables", notes="Weights: here.")
-    assert [path.read_text() for path in again] == [markdown, latex, images]
+    assert [path.read_text() for path in again] == [markdown, short, latex, images]
 
 
 def test_nothing_is_written_when_a_table_cannot_be_made(tmp_path):

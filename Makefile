@@ -16,6 +16,7 @@ setup: .venv/.ready  ## create .venv with the tested versions
 	touch $@
 
 reproduce: setup  ## recompute every table and figure from the shipped adapters (PROFILE=smoke|demo|full|paper)
+	-$(BIN)/ir-peft fetch photos11
 	$(BIN)/ir-peft reproduce --profile $(PROFILE)
 
 test: setup  ## run the tests

@@ -11,6 +11,12 @@ from typing import Any
 from .experiments import Profile, folders, git_state, load_specs, run
 from .files import atomic_path
 
+NOTES = (
+    "Train [s], steps/s and peak memory are those of the process that trained the row, one after "
+    "the other on a machine with other work; `benchmarks/train_step.py` compares side by side."
+)
+"""A sentence for the head of every table."""
+
 
 def reproduce(profile: Profile, root: str | Path = ".") -> None:
     """Runs every experiment file and every notebook of a checkout in one profile.
@@ -37,7 +43,7 @@ def reproduce(profile: Profile, root: str | Path = ".") -> None:
     for file in files:
         run_all(load_specs(file), profile, root)
     tables = records.parent / "tables"
-    for path in results.write_tables(results.load_records(records), tables):
+    for path in results.write_tables(results.load_records(records), tables, notes=NOTES):
         print(f"wrote {path.relative_to(root)}")
     for path in write_figures(records, records.parent / "figures", profile):
         print(f"wrote {path.relative_to(root)}")

@@ -15,10 +15,9 @@
 # %% [markdown]
 # # Quick start: one network, several repairs
 #
-# A network was trained for one thing only, to enlarge clean photographs four times. We hand it a
-# photograph that is small *and* noisy, watch it fail, and then repair it by swapping in an
-# **adapter**: a file thirty times smaller than a phone snapshot that changes what the same frozen
-# network does.
+# A network was trained for one thing only: to enlarge clean photographs four times. We hand it a
+# photograph that is small *and* noisy, watch it fail, and then repair it with an **adapter**, a
+# file of less than half a megabyte that changes what the same frozen network does.
 #
 # After this notebook you can
 #

@@ -26,17 +26,18 @@
 # - train it on a real pretrained transformer and place it among other adapters,
 # - say what bounds an adapter that sits only in the body of a network, and measure that bound.
 #
-# **Time** on two CPU cores: smoke under a minute, demo about 5 minutes (2 of them are a live
-# training), full about 3 hours. **Before:** [00_quickstart](00_quickstart.ipynb). **Units:** PSNR
-# is in dB, of the Y channel, without a border of 4 pixels, outputs rounded to 8 bits.
+# **Time** on two CPU cores: smoke under a minute; demo 3 minutes, 2 of them a live training, and
+# some more where `ir-peft reproduce` has not scored the rows yet; full 2 hours. **Before:**
+# [00_quickstart](00_quickstart.ipynb). **Units:** PSNR is in dB, of the Y channel unless said
+# otherwise, without a border of 4 pixels, outputs rounded to 8 bits.
 
 # %% tags=["parameters"]
 profile: str = "demo"  # smoke: plumbing in seconds; demo: shipped adapters; full: trains every row
 task: str = "lr4_noise30"  # of the figures and the live training: lr4_noise30 or lr4_jpeg30
-photo: str = "astronaut"  # shown in the crops: astronaut, chelsea, coffee, rocket, china, flower
+photo: str = "flower"  # shown in the crops: astronaut, chelsea, coffee, rocket, china, flower
 live_steps: int = 100  # steps of the live training (smoke: 8)
 seed: int = 0  # of the checks
-solutions: bool = False  # also run the solution cells that train (demo: 5 minutes more)
+solutions: bool = False  # also run the solution cells that train (demo: 7 minutes more)
 
 # %%
 import inspect
@@ -94,9 +95,8 @@ print(f"profile {PROFILE.name}: test set {PROFILE.test_set}, crops of {PROFILE.c
 # Why not LoRA? A *hybrid* degradation (noise on top of down-sampling, say) asks for local detail,
 # global structure and a choice of channels at once. LoRA and bottleneck adapters are one map
 # applied to every position alike, and their features, the authors find, respond alike to every
-# degradation.
-# AdaptIR is a small mixture of three *different* experts: a local one, a global one that works on
-# the spectrum, and one that weighs channels.
+# degradation. AdaptIR is a small mixture of three *different* experts: a local one, a global one
+# that works on the spectrum, and one that weighs channels.
 
 # %% [markdown]
 # ## 2. The equations
@@ -111,8 +111,8 @@ print(f"profile {PROFILE.name}: test set {PROFILE.test_set}, crops of {PROFILE.c
 # $$l = \mathrm{DWConv}_{3\times3}(z;\, AB), \qquad A \in \mathbb R^{h\times r},\;
 # B \in \mathbb R^{r\times 9}.$$
 #
-# **FAM**, frequency affine, sees the whole image. It scales and shifts the amplitude and the phase
-# of each channel's spectrum:
+# **FAM**, frequency affine, sees the whole image. It scales and shifts the amplitude and the
+# phase of each channel's spectrum:
 #
 # $$g = \big\lvert \mathcal F^{-1}\big( \alpha\, e^{i\varphi} \big) \big\rvert, \qquad
 # \alpha = w_\alpha \lvert\mathcal F z\rvert + b_\alpha, \qquad
@@ -263,20 +263,20 @@ print("5. both gates start at 0.5: local and global count the same")
 # that exists already is reused.
 #
 # Every method has two rows: the adapter **alone**, and with the **tail** (`norm`,
-# `conv_after_body` and `upsample`, the network's last three modules) trained beside it. Section 9
-# explains why.
+# `conv_after_body` and `upsample`, the network's last three modules) trained beside it; one more
+# trains the first convolution, too. Section 9 explains why.
 
 # %%
 specs = experiments.load_specs(ROOT / "experiments" / "adaptir.toml")
 if SMOKE:
     rows = ("bicubic", "frozen", "full", "tail", "lora", "lora_tail", "adaptir", "adaptir_tail")
+    rows += ("adaptir_ends",)
     specs = [spec for spec in specs if spec.task == task and spec.row in rows]
 made = [experiments.run(spec, PROFILE, root=ROOT, progress=False) for spec in specs]
 records = results.load_records(RECORDS)
 records = records[records["id"].isin([record["id"] for record in made])]
-print(
-    f"{len(made)} records in {RECORDS.relative_to(ROOT)}, {records['image'].nunique()} images each"
-)
+images = records["image"].nunique()
+print(f"{len(made)} records in {RECORDS.relative_to(ROOT)}, {images} images each")
 
 # %% [markdown]
 # ## 6. Training one of them, live
@@ -315,9 +315,8 @@ result = ir_peft.train(
     progress=False,
 )
 end = loss_on(learner, batch)
-print(
-    f"{result.steps} steps in {result.seconds:.0f} s, {result.steps / result.seconds:.2f} steps/s"
-)
+pace = result.steps / result.seconds
+print(f"{result.steps} steps in {result.seconds:.0f} s, {pace:.2f} steps/s")
 print(f"loss on four fixed patches: {start:.4f} -> {end:.4f}")
 
 # %%
@@ -325,18 +324,11 @@ with plots.style():
     figure, axes = plt.subplots(figsize=(9, 3.4), layout="constrained")
     plt.close(figure)
     curve = [point for point in shipped["curve"] if "loss" in point]
-    axes.plot(
-        [p["step"] for p in curve],
-        [p["loss"] for p in curve],
-        color="#bbbbbb",
-        lw=3,
-        label="record",
-    )
-    axes.plot(
-        [p["step"] for p in result.curve],
-        [p["loss"] for p in result.curve],
-        "o-", color=plots.color("adaptir"), ms=4, label="live, constant learning rate",
-    )  # fmt: skip
+    for points, look in (
+        (curve, {"color": "#bbbbbb", "lw": 3, "label": "record"}),
+        (result.curve, {"color": plots.color("adaptir"), "marker": "o", "ms": 4, "label": "live"}),
+    ):
+        axes.plot([p["step"] for p in points], [p["loss"] for p in points], **look)
     axes.set(xlabel="step", ylabel="training loss (L1)", title=f"{spec.label}, {task}")
     axes.legend()
 recorded = {point["step"]: point["loss"] for point in curve if point["step"] <= full.steps // 2}
@@ -383,9 +375,10 @@ for other in sorted({spec.task for spec in specs} - {task}):
 # %% [markdown]
 # ## 8. What it costs
 #
-# Trainable parameters, training time, memory and PSNR of each row. An adapter saves *storage*
-# (the file holds only what was trained) and a little time; the activations of the frozen network
-# have to be kept for the gradient all the same, so the memory of a training step hardly falls.
+# Trainable parameters, training time, memory and PSNR of each row. An adapter saves *storage*:
+# its file holds only what was trained. It saves part of the time, because the gradients of frozen
+# weights are not computed, and little memory: the activations have to be kept all the same. Only
+# *Tail only* is much faster: nothing before the tail needs a gradient.
 
 # %%
 show(plots.efficiency_bars(frame), "efficiency")
@@ -402,10 +395,12 @@ show(plots.tradeoff(frame), "tradeoff")
 show(plots.alone_or_with_tail(frame), "tail")
 
 # %% [markdown]
-# All adapters alone stop near each other, whatever their design. So the bound is not the
-# adapter's. What else is there? Write down what the network does after its body. With $f$ the
-# features of the first convolution, $h$ what the body returns, LN the final `norm`, $C$
-# `conv_after_body` and $U$ `upsample`,
+# On LR4&Noise30 all adapters alone stop near each other, whatever their design, and below a row
+# that trains nothing but the tail. So the bound is not the adapter's. (On LR4&JPEG30 the damage
+# is milder and there is less to lose.)
+#
+# Write down what the network does after its body. With $f$ the features of the first convolution,
+# $h$ what the body returns, LN the final `norm`, $C$ `conv_after_body` and $U$ `upsample`,
 #
 # $$\hat y = U\big(\,C(\mathrm{LN}(h)) + f\,\big) + \text{mean}, \qquad
 # f = \texttt{conv\_first}(x).$$
@@ -432,9 +427,15 @@ def photograph(task, size):
     return lq[None], gt[None]
 
 
-def psnr(image, gt):
-    """PSNR-Y of one image, in dB."""
-    return metrics.psnr(image.clamp(0, 1), gt, crop_border=4, channel="y").item()
+def psnr(image, gt, channel="y"):
+    """PSNR of one image, in dB."""
+    return metrics.psnr(image.clamp(0, 1), gt, crop_border=4, channel=channel).item()
+
+
+def restored_by(row, lq):
+    """What the trained row makes of a photograph."""
+    model = ir_peft.load_backbone(BACKBONE)
+    return ir_peft.restore(ir_peft.load_adapter(model, weights_of(row, task)), lq)
 
 
 def weights_of(row, task):
@@ -443,6 +444,11 @@ def weights_of(row, task):
     return ADAPTERS / spec.tag if PROFILE.trains else spec.tag
 
 
+# %% [markdown]
+# The three places, each with the network's own value there and with what the network does after
+# it up to the sum with $f$:
+
+# %%
 frozen = ir_peft.load_backbone(BACKBONE).requires_grad_(False)
 lq, gt = photograph(task, 64 if SMOKE else 192)
 with torch.no_grad():
@@ -476,26 +482,30 @@ def reach(place, target, steps=5 if SMOKE else 200):
         return U(rest(free) + f) + frozen.mean
 
 
-tuned = ir_peft.load_adapter(ir_peft.load_backbone(BACKBONE), weights_of("full", task))
-estimate = ir_peft.restore(tuned, lq)  # what full fine-tuning makes of the image
+# %% [markdown]
+# Two targets: the truth, which no method can know, and what full fine-tuning made of this very
+# image.
+
+# %%
+full_row, alone = restored_by("full", lq), restored_by("adaptir", lq)
 oracle = {place: reach(place, gt) for place in PLACES}
-imitation = {place: reach(place, estimate) for place in PLACES}
+imitation = {place: reach(place, full_row) for place in PLACES}
 limits = pd.DataFrame(
     {
-        "target: the truth": {place: psnr(image, gt) for place, image in oracle.items()},
-        "target: what full fine-tuning makes": {
-            place: psnr(image, gt) for place, image in imitation.items()
-        },
-    }
-).rename_axis("free tensor")
-print(f"{photo}, {task}: full fine-tuning {psnr(estimate, gt):.2f} dB. PSNR against the truth:")
+        f"{target}, {channel.upper()}": [psnr(image, gt, channel) for image in fitted.values()]
+        for target, fitted in {"to the truth": oracle, "to full fine-tuning": imitation}.items()
+        for channel in ("y", "rgb")
+    },
+    index=pd.Index(PLACES, name="free tensor, fitted"),
+)
+print(f"{photo}, {task}, centre crop of {gt.shape[-1]} px. PSNR against the truth [dB]:")
 limits.round(2)
 
 # %%
 views = {f"free: {place}": image[0].permute(1, 2, 0).numpy() for place, image in imitation.items()}
-views["full fine-tuning"] = estimate[0].permute(1, 2, 0).numpy()
+views["full fine-tuning"] = full_row[0].permute(1, 2, 0).numpy()
 under = {f"free: {place}": psnr(image, gt) for place, image in imitation.items()}
-under["full fine-tuning"] = psnr(estimate, gt)
+under["full fine-tuning"] = psnr(full_row, gt)
 side = gt.shape[-1]
 box = (side // 4, side // 4, side // 2, side // 2)
 title = f"{photo}, {task}\nimitating full fine-tuning"
@@ -527,26 +537,55 @@ def reachable_share(model, n=48):
 
 
 share = reachable_share(frozen)
-norm_gain = limits.iloc[1] - limits.iloc[0]
-conv_gain = limits.iloc[2] - limits.iloc[1]
-for name, gain in {"the output of norm": norm_gain, "that of conv_after_body": conv_gain}.items():
-    print(f"freeing {name}: {gain.iloc[0]:+.2f} dB (truth), {gain.iloc[1]:+.2f} dB (imitation)")
-print(f"of the noise's energy in the output the frozen tail can cancel {100 * share:.0f} %")
+norm_gain, conv_gain = limits.diff().iloc[1], limits.diff().iloc[2]
+gap = psnr(full_row, gt, "rgb") - psnr(alone, gt, "rgb")
+lost = psnr(full_row, gt, "rgb") - limits["to full fine-tuning, RGB"].iloc[1]
+print("freeing the output of norm:           ", *(f"{gain:+.2f} dB" for gain in norm_gain))
+print("freeing the output of conv_after_body:", *(f"{gain:+.2f} dB" for gain in conv_gain))
+print(f"noise energy that the frozen end can cancel: {100 * share:.0f} %")
+print(f"AdaptIR alone is {gap:.2f} dB (RGB) below full fine-tuning on this photograph;")
+print(f"{lost:.2f} dB of them no adapter in the body could win")
 
 # %% [markdown]
 # The norm is acquitted: a body that chooses the input of `norm` gets as far as one that chooses
 # its output. The bound is the frozen `conv_after_body`. Its 15 channels learned to add *detail*
 # to a clean image, not to take noise out of the shortcut.
 #
-# The second column says what this costs. It is a body that knows exactly what full fine-tuning
-# would answer, and has only the frozen end of the network to say it with: the difference of its
-# last two lines is lost. The rest of the gap in the table is what the adapter's size and the
-# short training leave. Training the tail helps twice: `conv_after_body` may choose other
-# directions, and `upsample` may turn the noise down where it comes in, through $f$.
+# The last columns say what this costs. They belong to a body that knows exactly what full
+# fine-tuning would answer and has only the frozen end of the network to say it with. What it
+# cannot say is mostly *colour* noise: 15 numbers a pixel nearly suffice for the brightness of 16
+# output pixels, not for their 48 colour values. Hence the loss is larger in RGB, which the
+# training loss measures, than in Y, which the tables report.
+#
+# Training the tail helps twice: `conv_after_body` may choose other directions, and `upsample` may
+# turn the noise down where it comes in, through $f$. The row *AdaptIR + both ends* goes to the
+# root and also trains `conv_first`, which makes $f$.
 #
 # IPT, the paper's backbone, has no such bottleneck: its body returns all 64 channels of the
 # features that its shortcut carries, so an adapter in the body can cancel whatever they hold. The
 # paper's adapters work alone, although full fine-tuning leads there too, by 0.35 to 1.51 dB.
+
+# %% [markdown]
+# What each part contributes, on both tasks:
+
+# %%
+parts = {}
+for name in sorted({spec.task for spec in specs}):
+    scores = results.table(results.select(records, task=name), task=name).set_index("row")["psnr"]
+    parts[name] = {
+        "tail only, over frozen": scores["tail"] - scores["frozen"],
+        "AdaptIR alone, over frozen": scores["adaptir"] - scores["frozen"],
+        "AdaptIR + tail, over tail only": scores["adaptir_tail"] - scores["tail"],
+        "AdaptIR + tail, over AdaptIR alone": scores["adaptir_tail"] - scores["adaptir"],
+        "left to full fine-tuning": scores["full"] - scores["adaptir_tail"],
+    }
+pd.DataFrame(parts).rename_axis("PSNR [dB]").round(2)
+
+# %% [markdown]
+# The two tasks are mirror images. Noise that enters past the body is the tail's affair: there the
+# tail brings most of the gain and any adapter adds little to it. JPEG's blocks ask for context
+# that three convolutions do not see: there the adapter brings most of the gain and the tail
+# little.
 
 # %% [markdown]
 # ## 10. What it looks like
@@ -554,21 +593,27 @@ print(f"of the noise's energy in the output the frozen tail can cancel {100 * sh
 # %%
 lq, gt = photograph(task, PROFILE.crop)
 side = gt.shape[-1]
-zoom = side // 4
-box = (side // 2 - zoom, side // 2 - zoom // 2, zoom, zoom)
-candidates = ("frozen", "tail", "lora", "adaptir", "lora_tail", "adaptir_tail", "full")
+zoom = side // 3
+box = (side // 2 - zoom // 2, side // 2 - zoom // 2, zoom, zoom)
+candidates = (
+    "frozen",
+    "lora",
+    "adaptir",
+    "tail",
+    "lora_tail",
+    "adaptir_tail",
+    "adaptir_ends",
+    "full",
+)
 labels = {spec.row: spec.label for spec in specs}
 images = {"bicubic": degradations.bicubic_resize(lq, 4).clamp(0, 1)}
 for row in candidates:
-    model = ir_peft.load_backbone(BACKBONE)
-    if row != "frozen":
-        ir_peft.load_adapter(model, weights_of(row, task))
-    images[labels[row]] = ir_peft.restore(model, lq)
+    images[labels[row]] = restored_by(row, lq) if row != "frozen" else ir_peft.restore(frozen, lq)
 views = {name: image[0].permute(1, 2, 0).numpy() for name, image in images.items()}
 under = {name: psnr(image, gt) for name, image in images.items()}
 truth = gt[0].permute(1, 2, 0).numpy()
 views["ground truth"] = truth
-show(plots.crops(truth, box, views, under, columns=3, title=f"{photo}, {task}"), "crops")
+show(plots.crops(truth, box, views, under, columns=5, title=f"{photo}, {task}"), "crops")
 
 # %% [markdown]
 # ## 11. What differs from the paper
@@ -599,9 +644,11 @@ show(plots.crops(truth, box, views, under, columns=3, title=f"{photo}, {task}"),
 #   third weighs the result.
 # - It starts as nothing at all: $W_\text{tail} = 0$. On IPT it has 697,656 parameters, by formula
 #   and by count.
-# - Adapters alone are bounded by what the frozen end of the network can express; here that is
-#   `conv_after_body`, not `norm`. Training the tail as well removes the bound, and costs 43
-#   thousand parameters more.
+# - An adapter in the body can do only what the frozen end of the network can express. Here the
+#   bound is `conv_after_body`, not `norm`, and training the tail (43 thousand parameters) lifts
+#   it.
+# - At equal size and in this short training no adapter stands out. The paper's ranking, made with
+#   a backbone 200 times larger and a training 350 times longer, is neither confirmed nor refuted.
 
 # %% [markdown]
 # ## 13. Exercises
@@ -677,15 +724,16 @@ show(plots.spectra(experts), "spectra")
 prediction = ("norm", "conv_after_body", "upsample")  # put them in the order of their use
 
 # %% tags=["solution"]
-gains = {}
+gains = []
 for saved in ((), ("norm",), ("conv_after_body",), ("upsample",)) if solutions else ():
     trial = experiments.adapted_model(replace(spec, modules_to_save=saved), live)
     ir_peft.train(
         trial, data, steps=live.steps, batch_size=live.batch_size, lr=spec.lr,
         schedule=live.schedule, seed=spec.seed, progress=False,
     )  # fmt: skip
-    gains[saved or "none"] = psnr(ir_peft.restore(trial, lq), gt)
-print(gains or "not run: set solutions = True")
+    image = ir_peft.restore(trial, lq)
+    gains.append({"trained too": saved, "Y": psnr(image, gt), "RGB": psnr(image, gt, "rgb")})
+pd.DataFrame(gains).round(2) if solutions else "not run: set solutions = True"
 
 # %% [markdown]
 # ## The claims of this notebook, asserted
@@ -702,8 +750,8 @@ for record in made:
 for name in ("live", "efficiency", "tradeoff", "tail", "limit", "crops"):
     for ending in ("png", "svg"):
         assert (FIGURES / f"adaptir-{name}-{task}.{ending}").stat().st_size > 0
-if not SMOKE:
-    assert abs(norm_gain).max() < 0.3 < conv_gain.min(), "section 9 blames the wrong module"
-    best = frame.set_index("row")["psnr"]
-    assert best["adaptir_tail"] > best["adaptir"], "the tail did not help"
+if not SMOKE and task == "lr4_noise30":
+    assert norm_gain.abs().max() < 0.1, "section 9 blames the wrong module"
+    assert conv_gain.min() > 0.3, "section 9 blames the wrong module"
+    assert parts[task]["AdaptIR + tail, over AdaptIR alone"] > 0, "the tail did not help"
 print("all claims hold")

@@ -1,0 +1,64 @@
+"""Recomputed scores against the committed records, and figures from records alone."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ir_peft.experiments import PROFILES
+from ir_peft.reproduce import compare, reproduce, write_figures
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMITTED = ROOT / "results" / "records"
+
+
+def copy_records(folder, change=0.0):
+    """The committed records of one task in `folder`; the very first score moved by `change`."""
+    folder.mkdir(parents=True)
+    for path in sorted(COMMITTED.glob("adaptir-hybrid-lr4_jpeg30-*.json")):
+        shutil.copy(path, folder)
+    first = min(folder.glob("*.json"))
+    record = json.loads(first.read_text(encoding="utf-8"))
+    record["scores"][0]["psnr"] += change
+    first.write_text(json.dumps(record), encoding="utf-8")
+    return folder
+
+
+def test_equal_scores_agree_and_a_missing_task_is_named(tmp_path, capsys):
+    compare(copy_records(tmp_path / "records"), ROOT)
+    text = capsys.readouterr().out
+    assert "165 of 165 values agree" in text
+    assert "only in b" in text  # The other task was not recomputed.
+
+
+def test_one_score_that_is_off_is_an_error(tmp_path, capsys):
+    with pytest.raises(RuntimeError, match="differ from the committed records"):
+        compare(copy_records(tmp_path / "records", change=0.02), ROOT)
+    assert "OFF: lr4_jpeg30 adaptformer" in capsys.readouterr().out
+
+
+def test_every_table_gets_four_figures(tmp_path):
+    records = copy_records(tmp_path / "records")
+    written = write_figures(records, tmp_path / "figures", PROFILES["full"])
+    kinds = {path.stem.rsplit("-", 1)[1] for path in written}
+    assert kinds == {"efficiency", "tradeoff", "tail", "curves"}
+    assert all(path.stat().st_size > 1000 for path in written) and len(written) == 8
+
+
+def test_another_folder_is_no_checkout(tmp_path):
+    with pytest.raises(FileNotFoundError, match="run this in a checkout"):
+        reproduce(PROFILES["smoke"], tmp_path)
+
+
+def test_committed_adapters_are_those_of_the_records():
+    for path in COMMITTED.glob("*.json"):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        spec = record["spec"]
+        if not record["adapter_bytes"]:
+            continue
+        seed = f"-s{spec['seed']}" if spec["seed"] else ""
+        folder = ROOT / "ir_peft" / "weights" / "adapters" / spec["paper"]
+        file = folder / f"{spec['task']}-{spec['row']}{seed}" / "adapter_model.safetensors"
+        assert file.stat().st_size == record["adapter_bytes"]
+        assert not record["git"]["dirty"]

@@ -15,7 +15,7 @@ setup: .venv/.ready  ## create .venv with the tested versions
 	$(BIN)/python -m pip install --quiet --progress-bar on -c constraints.txt -e ".[notebooks,test]"
 	touch $@
 
-reproduce: setup  ## recompute every table and figure from the shipped adapters (PROFILE=smoke|demo|full|paper)
+reproduce: setup  ## recompute every table and figure from the shipped adapters (PROFILE=smoke|demo|full)
 	-$(BIN)/ir-peft fetch photos11
 	$(BIN)/ir-peft reproduce --profile $(PROFILE)
 

@@ -24,8 +24,8 @@ import torch
 from torch import nn
 
 from ir_peft import attach_adapter, create_backbone
-from ir_peft.experiments import device_name, git_state, versions
 from ir_peft.files import write_text
+from ir_peft.provenance import device_name, git_state, versions
 
 
 def reference_dat(model: nn.Module) -> nn.Module:

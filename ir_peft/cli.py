@@ -15,6 +15,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         return options.command(options) or 0
+    except ImportError as error:
+        print(
+            f"ir-peft: {error}; install the extras: pip install -e '.[notebooks]'", file=sys.stderr
+        )
+        return 2
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, FloatingPointError) as error:
         if options.traceback:
             raise
@@ -22,9 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"ir-peft: {message}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            "ir-peft: interrupted; the same command resumes at the last checkpoint", file=sys.stderr
-        )
+        print("ir-peft: interrupted; training resumes at its last checkpoint", file=sys.stderr)
         return 130
 
 
@@ -136,7 +139,7 @@ def _reproduce(options: argparse.Namespace) -> None:
 
 def _restore(options: argparse.Namespace) -> None:
     from . import adapters, backbones, inference
-    from .data import photos
+    from .data import images
 
     source = Path(options.image)
     target = (
@@ -146,7 +149,9 @@ def _restore(options: argparse.Namespace) -> None:
         raise FileExistsError(
             f"{target} exists; name another with -o, or overwrite it with --force"
         )
-    image = photos.read_image(source)
+    if target.suffix.lower() not in images.FORMATS:
+        raise ValueError(f"{target}: unknown image suffix; there are {', '.join(images.FORMATS)}")
+    image = images.read_image(source)
     model = backbones.load_backbone(options.backbone)
     if options.adapter:
         adapters.load_adapter(model, options.adapter)
@@ -159,7 +164,7 @@ def _restore(options: argparse.Namespace) -> None:
         overlap=overlap,
         self_ensemble=options.self_ensemble,
     )
-    photos.write_image(target, result)
+    images.write_image(target, result)
     print(f"{target}: {result.shape[-1]} x {result.shape[-2]} pixels")
 
 

@@ -12,8 +12,6 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import platform
-import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
@@ -29,8 +27,8 @@ from . import adapters, backbones
 from .data import degradations, patches, photos
 from .evaluate import evaluate
 from .files import write_text
+from .provenance import device_name, git_state, versions
 from .train import train
-from .version import __version__
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -155,6 +153,9 @@ def load_specs(path: str | Path) -> list[Spec]:
         raise ValueError(f"{path} is not a TOML file: {error}") from error
     _known(path, "the file", content, {"defaults", "rows"})
     defaults, rows = content.get("defaults", {}), content.get("rows", {})
+    for place, table in (("[defaults]", defaults), ("[rows]", rows)):
+        if not isinstance(table, dict):
+            raise ValueError(f"{path}: {place} must be a table, not {table!r}")
     if not rows:
         raise ValueError(f"{path} has no rows: write one [rows.NAME] table a row")
     fields = {field.name for field in dataclasses.fields(Spec)} - {"row", "task", "seed"}
@@ -162,14 +163,24 @@ def load_specs(path: str | Path) -> list[Spec]:
     _known(path, "[defaults]", defaults, allowed)
     specs = []
     for name, row in rows.items():
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}: write [rows.{name}] as a table, not {name} = {row!r}")
         _known(path, f"[rows.{name}]", row, allowed)
         values = {**defaults, **row}
+        for key in ("tasks", "seeds", "modules_to_save"):
+            if not isinstance(values.get(key, []), list):
+                raise ValueError(f"{path}: {key} of [rows.{name}] is a list, not {values[key]!r}")
         tasks, seeds = values.pop("tasks", []), values.pop("seeds", [0])
         values["modules_to_save"] = tuple(values.get("modules_to_save", ()))
         required = {"paper", "table", "label", "backbone", "method"} - set(values)
         if required or not tasks:
             missing = sorted(required) + ([] if tasks else ["tasks"])
             raise ValueError(f"{path}: [rows.{name}] lacks {', '.join(missing)}")
+        if values["method"] != "bicubic":
+            try:
+                adapters.config_from_dict(values["method"], values.get("adapter", {}))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{path}: [rows.{name}]: {error}") from error
         for task in tasks:
             _known(path, f"tasks of [rows.{name}]", [task], set(degradations.TASKS))
             specs += [Spec(row=name, task=task, seed=seed, **values) for seed in seeds]
@@ -191,18 +202,6 @@ def run_id(spec: Spec, profile: Profile) -> str:
     text = json.dumps([asdict(spec), asdict(profile)], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return f"{spec.paper}-{spec.table}-{spec.task}-{spec.row}-s{spec.seed}-{digest}"
-
-
-def git_state(root: Path) -> dict[str, Any]:
-    """The commit, and whether files differ from it; what runs write themselves does not count."""
-
-    def git(*words: str) -> str | None:
-        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    outputs = (":!results", ":!ir_peft/weights/adapters", ":!notebooks/*.ipynb")
-    changes = git("status", "--porcelain", "--", ".", *outputs)
-    return {"commit": git("rev-parse", "HEAD"), "dirty": changes is None or changes != ""}
 
 
 def folders(profile: Profile, git: dict[str, Any], root: Path) -> tuple[Path, Path]:
@@ -231,6 +230,7 @@ def run(
     Raises:
         FileNotFoundError: a test photograph, a backbone or (profile without training) the shipped
             adapter is missing.
+        ValueError: the shipped adapter was trained with another spec.
         FloatingPointError: the loss or a score is not finite.
     """
     root = Path(root).resolve()
@@ -239,10 +239,15 @@ def run(
     records, weights = folders(profile, git, root)
     path = records / f"{name}.json"
     if path.exists():
-        return json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
+        # A recomputed record speaks for the code that made it, and for no other.
+        if profile.trains or (record["git"] == git and not git["dirty"]):
+            return record
     tests = photos.test_set(profile.test_set)[: profile.images]
     pairs = patches.make_test_pairs(tests, degradations.TEST_TASKS[spec.task], crop=profile.crop)
-    work = root / "runs" / profile.name / name
+    # A run resumes only where the code is the same: no checkpoint crosses to another commit.
+    state = f"{(git['commit'] or 'nogit')[:8]}{'-dirty' if git['dirty'] else ''}"
+    work = root / "runs" / profile.name / f"{name}-{state}"
     record: dict[str, Any] = {
         "id": name,
         "spec": asdict(spec),
@@ -258,6 +263,9 @@ def run(
         scale = degradations.TASKS[spec.task].scale
         model: Any = partial(degradations.bicubic_resize, scale=scale)
     else:
+        if spec.learns and not profile.trains:
+            folder = adapters.find_adapter(spec.tag)
+            record |= training_facts(spec, root)
         model = adapted_model(spec, profile)
         trainable, total = adapters.count_parameters(model)
         record["parameters"] = {"trainable": trainable, "total": total}
@@ -269,9 +277,6 @@ def run(
             record["peak_memory"] = {"bytes": result.peak_memory_bytes, "what": result.memory_kind}
             folder = weights / spec.tag
             adapters.save_adapter(model, folder)
-        elif spec.learns:
-            folder = adapters.find_adapter(spec.tag)
-            record |= training_facts(spec, root)
         if spec.learns:
             record["adapter_bytes"] = (folder / "adapter_model.safetensors").stat().st_size
     metric = {"crop_border": METRIC["crop_border"], "channel": METRIC["channel"]}
@@ -287,7 +292,11 @@ def run(
 
 
 def training_facts(spec: Spec, root: Path) -> dict[str, Any]:
-    """Curve, time and memory from the committed record of the adapter's training, if any."""
+    """Curve, time and memory from the committed record of the shipped adapter's training.
+
+    Raises:
+        ValueError: no record has this spec, so the adapter that is shipped was trained otherwise.
+    """
     for path in sorted(
         (root / "results" / "records").glob(f"{spec.paper}-*-{spec.row}-s{spec.seed}-*.json")
     ):
@@ -295,7 +304,10 @@ def training_facts(spec: Spec, root: Path) -> dict[str, Any]:
         if record["spec"] == json.loads(json.dumps(asdict(spec))) and record["profile"]["trains"]:
             names = ("curve", "seconds", "steps_per_second", "peak_memory")
             return {"trained_in": record["id"], **{name: record[name] for name in names}}
-    return {}
+    raise ValueError(
+        f"the shipped adapter {spec.tag} has no record of this spec: the row was changed after it "
+        f"was trained. Train it again: ir-peft run FILE --profile full --rows {spec.row}"
+    )
 
 
 def adapted_model(spec: Spec, profile: Profile) -> nn.Module:
@@ -350,30 +362,3 @@ def _train(model: nn.Module, spec: Spec, profile: Profile, work: Path, progress:
         validate_every=profile.validate_every,
         progress=progress,
     )
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a number depends on."""
-    import numpy
-    import PIL
-
-    return {
-        "ir_peft": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": numpy.__version__,
-        "pillow": PIL.__version__,
-    }
-
-
-def device_name() -> str:
-    """The GPU's name, or the processor's with the number of threads in use."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = cpuinfo.read_text().splitlines()
-        models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-        name = models[0] if models else name
-    return f"{name}, {torch.get_num_threads()} threads"

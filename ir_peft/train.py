@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from .adapters.core import adapter_names, train_mode
+from .adapters.core import active_adapter, adapter_names, adapter_parts, train_mode
 from .data.images import write_image
 from .files import atomic_path, write_text
 from .inference import eval_mode
@@ -128,6 +128,9 @@ def train(
         "schedule": schedule, "milestones": list(milestones), "gamma": gamma, "warmup": warmup,
         "precision": precision, "ema": ema, "clip_norm": clip_norm, "seed": seed,
     }  # fmt: skip
+    if active_adapter(model) is not None:
+        config = adapter_parts(model, active_adapter(model)).config
+        settings["adapter"] = f"{config.method} {config.to_dict()}"
     _check(settings, checkpoint_every, log_every, validate_every, len(dataset))
     check_finite(dict(model.named_parameters()), ValueError, "before training")
     accelerator = Accelerator(
@@ -150,7 +153,8 @@ def train(
             raise ValueError("no parameter requires a gradient: attach an adapter first")
         run = saved = None
         if file:
-            run = {"settings": settings, "frozen": checksum(model), "sample": dataset[0][0]}
+            sample = torch.cat([part.flatten() for part in dataset[0]])
+            run = {"settings": settings, "frozen": checksum(model), "sample": sample}
             if resume and file.exists():
                 saved = read_checkpoint(file, run, trained_state(model))
 

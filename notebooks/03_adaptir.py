@@ -538,13 +538,13 @@ def reachable_share(model, n=48):
 
 share = reachable_share(frozen)
 norm_gain, conv_gain = limits.diff().iloc[1], limits.diff().iloc[2]
+freed = limits.diff().iloc[1:].rename_axis("gained [dB] by freeing the").round(2)
 gap = psnr(full_row, gt, "rgb") - psnr(alone, gt, "rgb")
 lost = psnr(full_row, gt, "rgb") - limits["to full fine-tuning, RGB"].iloc[1]
-print("freeing the output of norm:           ", *(f"{gain:+.2f} dB" for gain in norm_gain))
-print("freeing the output of conv_after_body:", *(f"{gain:+.2f} dB" for gain in conv_gain))
 print(f"noise energy that the frozen end can cancel: {100 * share:.0f} %")
 print(f"AdaptIR alone is {gap:.2f} dB (RGB) below full fine-tuning on this photograph;")
 print(f"{lost:.2f} dB of them no adapter in the body could win")
+freed + 0.0  # Without minus signs before zeros.
 
 # %% [markdown]
 # The norm is acquitted: a body that chooses the input of `norm` gets as far as one that chooses
@@ -752,6 +752,6 @@ for name in ("live", "efficiency", "tradeoff", "tail", "limit", "crops"):
         assert (FIGURES / f"adaptir-{name}-{task}.{ending}").stat().st_size > 0
 if not SMOKE and task == "lr4_noise30":
     assert norm_gain.abs().max() < 0.1, "section 9 blames the wrong module"
-    assert conv_gain.min() > 0.3, "section 9 blames the wrong module"
+    assert conv_gain.filter(like="RGB").min() > 1, "section 9 blames the wrong module"
     assert parts[task]["AdaptIR + tail, over AdaptIR alone"] > 0, "the tail did not help"
 print("all claims hold")

@@ -62,6 +62,13 @@ def test_adaptir_table_has_the_rows_of_the_issue():
         ("[rows.a]\nmethod = 'lora'", "lacks backbone, label, paper, table, tasks"),
         ("[defaults]\npaper = 'p'\n", "has no rows"),
         ("= 3", "is not a TOML file"),
+        ("[rows.a]\ntasks='sr4'", "tasks of .rows.a. is a list"),
+        ("rows=5 # [rows", "must be a table"),
+        (
+            "[rows.a]\npaper='p'\ntable='t'\nlabel='l'\nbackbone='b'\nmethod='lora'\ntasks=['sr4']"
+            "\nadapter={rr=3}",
+            "nearest: 'r'",
+        ),
         (
             "[rows.a]\npaper='p'\ntable='t'\nlabel='l'\nbackbone='b'\nmethod='lora'\ntasks=['lr4_nois30']",
             "did you mean 'lr4_noise30'",
@@ -111,6 +118,45 @@ def test_only_a_clean_tree_writes_trusted_results(checkout):
     assert len(list((checkout / "results" / "records").glob("*.json"))) == 1
     (path,) = (checkout / "runs" / "full" / "records").glob("*.json")
     assert json.loads(path.read_text())["git"]["dirty"]
+
+
+def test_a_checkpoint_of_a_changed_tree_is_not_continued(checkout, monkeypatch):
+    trusted = replace(SMOKE, name="full", trusted=True)
+    (checkout / "code.py").write_text("changed = True\n")
+    run(SPEC, trusted, root=checkout, progress=False)
+    (checkout / "code.py").unlink()
+    seen = []
+    train = experiments.train
+    monkeypatch.setattr(
+        experiments, "train", lambda *a, **k: seen.append(k["out"]) or train(*a, **k)
+    )
+    record = run(SPEC, trusted, root=checkout, progress=False)
+    assert not record["git"]["dirty"]
+    assert len(list(seen[0].parent.glob(f"{record['id']}-*"))) == 2  # One folder each.
+
+
+def test_a_shipped_adapter_answers_only_for_the_spec_it_was_trained_with():
+    spec = next(s for s in load_specs(ROOT / "experiments" / "adaptir.toml") if s.row == "lora")
+    assert experiments.training_facts(spec, ROOT)["seconds"] > 0
+    for changed in (replace(spec, lr=5.0), replace(spec, adapter={"r": 16})):
+        with pytest.raises(ValueError, match="changed after it was trained"):
+            experiments.training_facts(changed, ROOT)
+
+
+def test_a_recomputed_record_is_reused_by_the_same_commit_only(checkout, monkeypatch):
+    recompute = replace(SMOKE, trains=False)
+    bicubic = replace(SPEC, method="bicubic", row="bicubic")
+    calls = []
+    evaluate = experiments.evaluate
+    monkeypatch.setattr(
+        experiments, "evaluate", lambda *a, **k: calls.append(1) or evaluate(*a, **k)
+    )
+    for _ in range(2):
+        run(bicubic, recompute, root=checkout, progress=False)
+    assert len(calls) == 1
+    (checkout / "code.py").write_text("changed = True\n")
+    run(bicubic, recompute, root=checkout, progress=False)
+    assert len(calls) == 2
 
 
 def test_a_profile_without_training_needs_the_shipped_adapter(checkout):

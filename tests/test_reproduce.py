@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ir_peft import results
 from ir_peft.experiments import PROFILES
 from ir_peft.reproduce import compare, reproduce, write_figures
 
@@ -25,8 +26,12 @@ def copy_records(folder, change=0.0):
     return folder
 
 
+def load(folder, change=0.0):
+    return results.load_records(copy_records(folder, change))
+
+
 def test_equal_scores_agree_and_a_missing_task_is_named(tmp_path, capsys):
-    compare(copy_records(tmp_path / "records"), ROOT)
+    compare(load(tmp_path / "records"), ROOT)
     text = capsys.readouterr().out
     assert "165 of 165 values agree" in text
     assert "only in b" in text  # The other task was not recomputed.
@@ -34,13 +39,20 @@ def test_equal_scores_agree_and_a_missing_task_is_named(tmp_path, capsys):
 
 def test_one_score_that_is_off_is_an_error(tmp_path, capsys):
     with pytest.raises(RuntimeError, match="differ from the committed records"):
-        compare(copy_records(tmp_path / "records", change=0.02), ROOT)
+        compare(load(tmp_path / "records", change=0.02), ROOT)
     assert "OFF: lr4_jpeg30 adaptformer" in capsys.readouterr().out
+
+
+def test_rows_without_a_committed_counterpart_are_an_error(tmp_path):
+    frame = load(tmp_path / "records")
+    with pytest.raises(RuntimeError, match="differ from the committed records"):
+        compare(frame.assign(row="unknown_" + frame["row"]), ROOT)
 
 
 def test_every_table_gets_four_figures(tmp_path):
     records = copy_records(tmp_path / "records")
-    written = write_figures(records, tmp_path / "figures", PROFILES["full"])
+    frame, curves = results.load_records(records), results.load_curves(records)
+    written = write_figures(frame, curves, tmp_path / "figures", PROFILES["full"])
     kinds = {path.stem.rsplit("-", 1)[1] for path in written}
     assert kinds == {"efficiency", "tradeoff", "tail", "curves"}
     assert all(path.stat().st_size > 1000 for path in written) and len(written) == 8

@@ -126,8 +126,8 @@ def read_state_dict(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} is refused: it is no plain file of tensors and could run code when opened "
-            f"({str(error).splitlines()[0]})"
+            f"{path} is refused: it is no checkpoint of tensors alone, but a damaged or foreign "
+            "file, or a pickle that could run code when opened"
         ) from error
     except (SafetensorError, RuntimeError, EOFError, OSError) as error:
         raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
@@ -136,7 +136,7 @@ def read_state_dict(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             content = content[container]
     if not isinstance(content, dict) or not content:
         raise ValueError(f"{path} holds no state dict but a {type(content).__name__}")
-    wrong = [key for key, value in content.items() if not isinstance(value, Tensor)]
+    wrong = [k for k, v in content.items() if not isinstance(k, str) or not isinstance(v, Tensor)]
     if wrong:
         raise ValueError(f"{path} is no state dict: {wrong[0]!r} is not a tensor")
     for prefix in PREFIXES:

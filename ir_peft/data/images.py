@@ -15,6 +15,17 @@ from ir_peft.files import atomic_path
 
 __all__ = ["as_tensor", "read_image", "write_image"]
 
+FORMATS = {
+    ".png": {"format": "PNG"},
+    ".jpg": {"format": "JPEG", "quality": 95},
+    ".jpeg": {"format": "JPEG", "quality": 95},
+    ".webp": {"format": "WEBP", "lossless": True},
+    ".tif": {"format": "TIFF"},
+    ".tiff": {"format": "TIFF"},
+    ".bmp": {"format": "BMP"},
+}
+"""Suffixes that `write_image` knows, and how it writes them."""
+
 
 def as_tensor(image: np.ndarray) -> torch.Tensor:
     """Turn (H, W, 3) uint8 into (3, H, W) float32 in [0, 1]."""
@@ -76,17 +87,8 @@ def write_image(path: str | Path, image: torch.Tensor) -> None:
         OSError: the folder cannot be written; an old file stays as it was.
     """
     path = Path(path)
-    options = {
-        ".png": {"format": "PNG"},
-        ".jpg": {"format": "JPEG", "quality": 95},
-        ".jpeg": {"format": "JPEG", "quality": 95},
-        ".webp": {"format": "WEBP", "lossless": True},
-        ".tif": {"format": "TIFF"},
-        ".tiff": {"format": "TIFF"},
-        ".bmp": {"format": "BMP"},
-    }
-    if path.suffix.lower() not in options:
-        raise ValueError(f"{path}: unknown image suffix; there are {', '.join(options)}")
+    if path.suffix.lower() not in FORMATS:
+        raise ValueError(f"{path}: unknown image suffix; there are {', '.join(FORMATS)}")
     if not image.is_floating_point():
         raise TypeError(f"{path}: expected floating point in [0, 1], got {image.dtype}")
     if image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
@@ -96,4 +98,4 @@ def write_image(path: str | Path, image: torch.Tensor) -> None:
     levels = (image.detach().float().clamp(0, 1) * 255).round().byte()
     pixels = np.ascontiguousarray(levels.permute(1, 2, 0).cpu().numpy())  # (H, W, 3)
     with atomic_path(path) as temporary:
-        Image.fromarray(pixels).save(temporary, **options[path.suffix.lower()])
+        Image.fromarray(pixels).save(temporary, **FORMATS[path.suffix.lower()])

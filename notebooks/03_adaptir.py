@@ -1,9 +1,7 @@
 # ---
 # jupyter:
 #   jupytext:
-#     cell_metadata_filter: tags,-all
 #     formats: ipynb,py:percent
-#     notebook_metadata_filter: kernelspec,jupytext,-jupytext.text_representation.jupytext_version
 #     text_representation:
 #       extension: .py
 #       format_name: percent
@@ -36,7 +34,7 @@
 # %% tags=["parameters"]
 profile: str = "demo"  # smoke: plumbing in seconds; demo: shipped adapters; full: trains every row
 task: str = "lr4_noise30"  # of the figures and the live training: lr4_noise30 or lr4_jpeg30
-photo: str = "chelsea"  # shown in the crops: astronaut, chelsea, coffee, rocket, china, flower
+photo: str = "flower"  # shown in the crops: astronaut, chelsea, coffee, rocket, china, flower
 live_steps: int = 100  # steps of the live training (smoke: 8)
 seed: int = 0  # of the checks
 solutions: bool = False  # also run the solution cells that train (demo: 7 minutes more)
@@ -271,7 +269,8 @@ print("5. both gates start at 0.5: local and global count the same")
 # %%
 specs = experiments.load_specs(ROOT / "experiments" / "adaptir.toml")
 if SMOKE:
-    rows = ("bicubic", "frozen", "full", "tail", "adaptir", "adaptir_tail")
+    rows = ("bicubic", "frozen", "full", "tail", "lora", "lora_tail", "adaptir", "adaptir_tail")
+    rows += ("adaptir_ends",)
     specs = [spec for spec in specs if spec.task == task and spec.row in rows]
 made = [experiments.run(spec, PROFILE, root=ROOT, progress=False) for spec in specs]
 records = results.load_records(RECORDS)
@@ -505,11 +504,11 @@ limits.round(2)
 # %%
 views = {f"free: {place}": image[0].permute(1, 2, 0).numpy() for place, image in imitation.items()}
 views["full fine-tuning"] = full_row[0].permute(1, 2, 0).numpy()
-under = {f"free: {place}": psnr(image, gt, "rgb") for place, image in imitation.items()}
-under["full fine-tuning"] = psnr(full_row, gt, "rgb")
+under = {f"free: {place}": psnr(image, gt) for place, image in imitation.items()}
+under["full fine-tuning"] = psnr(full_row, gt)
 side = gt.shape[-1]
-box = (side // 8, 0, side // 2, side // 2)
-title = f"{photo}, {task}\nimitating full fine-tuning, PSNR in RGB"
+box = (side // 4, side // 4, side // 2, side // 2)
+title = f"{photo}, {task}\nimitating full fine-tuning"
 show(
     plots.crops(gt[0].permute(1, 2, 0).numpy(), box, views, under, columns=2, title=title), "limit"
 )
@@ -539,13 +538,13 @@ def reachable_share(model, n=48):
 
 share = reachable_share(frozen)
 norm_gain, conv_gain = limits.diff().iloc[1], limits.diff().iloc[2]
-freed = limits.diff().iloc[1:].rename_axis("gained [dB] by freeing the").round(2)
 gap = psnr(full_row, gt, "rgb") - psnr(alone, gt, "rgb")
 lost = psnr(full_row, gt, "rgb") - limits["to full fine-tuning, RGB"].iloc[1]
+print("freeing the output of norm:           ", *(f"{gain:+.2f} dB" for gain in norm_gain))
+print("freeing the output of conv_after_body:", *(f"{gain:+.2f} dB" for gain in conv_gain))
 print(f"noise energy that the frozen end can cancel: {100 * share:.0f} %")
 print(f"AdaptIR alone is {gap:.2f} dB (RGB) below full fine-tuning on this photograph;")
 print(f"{lost:.2f} dB of them no adapter in the body could win")
-freed + 0.0  # Without minus signs before zeros.
 
 # %% [markdown]
 # The norm is acquitted: a body that chooses the input of `norm` gets as far as one that chooses
@@ -595,12 +594,20 @@ pd.DataFrame(parts).rename_axis("PSNR [dB]").round(2)
 lq, gt = photograph(task, PROFILE.crop)
 side = gt.shape[-1]
 zoom = side // 3
-box = (side // 4, side // 7, zoom, zoom)
-candidates = ["frozen", "lora", "adaptir", "tail"]
-candidates += ["lora_tail", "adaptir_tail", "adaptir_ends", "full"]
+box = (side // 2 - zoom // 2, side // 2 - zoom // 2, zoom, zoom)
+candidates = (
+    "frozen",
+    "lora",
+    "adaptir",
+    "tail",
+    "lora_tail",
+    "adaptir_tail",
+    "adaptir_ends",
+    "full",
+)
 labels = {spec.row: spec.label for spec in specs}
 images = {"bicubic": degradations.bicubic_resize(lq, 4).clamp(0, 1)}
-for row in filter(labels.get, candidates):
+for row in candidates:
     images[labels[row]] = restored_by(row, lq) if row != "frozen" else ir_peft.restore(frozen, lq)
 views = {name: image[0].permute(1, 2, 0).numpy() for name, image in images.items()}
 under = {name: psnr(image, gt) for name, image in images.items()}
@@ -745,6 +752,6 @@ for name in ("live", "efficiency", "tradeoff", "tail", "limit", "crops"):
         assert (FIGURES / f"adaptir-{name}-{task}.{ending}").stat().st_size > 0
 if not SMOKE and task == "lr4_noise30":
     assert norm_gain.abs().max() < 0.1, "section 9 blames the wrong module"
-    assert conv_gain.filter(like="RGB").min() > 1, "section 9 blames the wrong module"
+    assert conv_gain.min() > 0.3, "section 9 blames the wrong module"
     assert parts[task]["AdaptIR + tail, over AdaptIR alone"] > 0, "the tail did not help"
 print("all claims hold")

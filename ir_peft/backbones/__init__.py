@@ -30,6 +30,9 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "hat": hat.hat,
     "hat_l": hat.hat_l,
     "restormer": restormer.restormer,
+    "ipt_mini": ipt.ipt_mini,
+    "hat_mini": hat.hat_mini,
+    "restormer_mini": restormer.restormer_mini,
 }
 FAMILIES = (dat, ipt, edt, hat, restormer)
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights" / "backbones"

@@ -36,7 +36,11 @@ VARIANTS = {
     "hat_s": {"dim": 144, "depths": (6,) * 6, "compress_ratio": 24, "squeeze_factor": 24},
     "hat": {"dim": 180, "depths": (6,) * 6, "compress_ratio": 3, "squeeze_factor": 30},
     "hat_l": {"dim": 180, "depths": (6,) * 12, "compress_ratio": 3, "squeeze_factor": 30},
-}
+    "hat_mini": {
+        "dim": 48, "depths": (2,) * 4, "heads": 3, "window": 8, "compress_ratio": 3,
+        "squeeze_factor": 12, "features": 32,
+    },
+}  # fmt: skip
 
 
 class Site(nn.Identity):
@@ -292,6 +296,13 @@ def hat(scale: int = 4, **overrides) -> HAT:
 def hat_l(scale: int = 4, **overrides) -> HAT:
     """HAT-L: 40.8 million parameters at x4."""
     return HAT(name="hat_l", scale=scale, **{**VARIANTS["hat_l"], **overrides})
+
+
+def hat_mini(scale: int = 4, **overrides) -> HAT:
+    """HAT at small numbers, for a laptop: half a million parameters."""
+    return HAT(
+        name="hat_mini", scale=scale, **{**VARIANTS["hat_mini"], "drop_path": 0.0, **overrides}
+    )
 
 
 def checkpoint_filter(state: dict[str, Tensor]) -> dict[str, Tensor]:

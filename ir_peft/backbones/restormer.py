@@ -22,6 +22,10 @@ STAGES = (
 )  # fmt: skip
 
 
+VARIANTS = {"restormer_mini": {"dim": 16, "depths": (1, 2, 2, 2), "refinement": 1}}
+"""Arguments in which small siblings differ from the released Restormer, for their name."""
+
+
 class Pointwise(nn.Conv2d):
     """A 1x1 convolution, computed as a matrix product, which is faster on the CPU."""
 
@@ -265,6 +269,13 @@ def restormer(scale: int = 1, **overrides) -> Restormer:
     return Restormer(name="restormer", scale=scale, **overrides)
 
 
+def restormer_mini(scale: int = 1, **overrides) -> Restormer:
+    """Restormer at small numbers, for a laptop: 1.1 million parameters."""
+    return Restormer(
+        name="restormer_mini", scale=scale, **{**VARIANTS["restormer_mini"], **overrides}
+    )
+
+
 def checkpoint_filter(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state as it is: the authors' files hold parameters only."""
     return state
@@ -304,4 +315,7 @@ def detect(state: dict[str, Tensor]) -> tuple[str, dict] | None:
         "bias": "encoder_level1.0.attn.qkv.bias" in state,
         "norm": "WithBias" if "encoder_level1.0.norm1.body.bias" in state else "BiasFree",
     }
+    for name, variant in VARIANTS.items():
+        if all(settings[key] == value for key, value in variant.items()):
+            return name, settings
     return "restormer", settings

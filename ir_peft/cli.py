@@ -1,4 +1,4 @@
-"""The `ir-peft` command: list | run | reproduce | restore | fetch | data check."""
+"""The `ir-peft` command: list | run | reproduce | restore | pretrain | fetch | data check."""
 
 from __future__ import annotations
 
@@ -70,6 +70,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--force", action="store_true", help="overwrite the output file")
     command.set_defaults(command=_restore)
 
+    command = commands.add_parser("pretrain", help="pretrain one of the small backbones")
+    command.add_argument("tag", help="for example restormer_mini; `ir-peft list` shows all")
+    command.add_argument("--steps", type=int, help="optimiser steps; default: the recipe's")
+    command.add_argument("--seed", type=int, default=0, help="default: 0")
+    command.add_argument("--out", help="folder of the weights and the card; default: runs/pretrain")
+    command.set_defaults(command=_pretrain)
+
     command = commands.add_parser("fetch", help="fetch test photographs into the cache")
     command.add_argument("name", choices=["photos11"])
     command.set_defaults(command=_fetch)
@@ -82,13 +89,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _list(options: argparse.Namespace) -> None:
-    from . import adapters, backbones, experiments
+    from . import adapters, backbones, experiments, pretrain
     from .data import degradations
 
     print("backbones:  " + " ".join(backbones.list_backbones()))
     print("adapters:   " + " ".join(adapters.ADAPTERS))
     print("shipped:    " + " ".join(_shipped()))
     print("tasks:      " + " ".join(degradations.TASKS))
+    print("recipes:    " + " ".join(pretrain.RECIPES))
     print("profiles:   " + " ".join(experiments.PROFILES))
     print(
         "experiments:" + "".join(f" {path}" for path in sorted(Path("experiments").glob("*.toml")))
@@ -166,6 +174,13 @@ def _restore(options: argparse.Namespace) -> None:
     )
     images.write_image(target, result)
     print(f"{target}: {result.shape[-1]} x {result.shape[-2]} pixels")
+
+
+def _pretrain(options: argparse.Namespace) -> None:
+    from . import pretrain
+
+    card = pretrain.pretrain(options.tag, steps=options.steps, seed=options.seed, out=options.out)
+    print(pretrain.card_markdown(card))
 
 
 def _fetch(options: argparse.Namespace) -> None:

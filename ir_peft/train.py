@@ -73,6 +73,7 @@ def train(
     log_every: int = 100,
     validate: Callable[[nn.Module], dict[str, float | Tensor]] | None = None,
     validate_every: int = 0,
+    before_step: Callable[[int], None] | None = None,
     resume: bool = True,
     seed: int = 0,
     workers: int = 0,
@@ -107,6 +108,8 @@ def train(
             `validate_every` steps and the last. Numbers it returns go into the curve, tensors
             (3, H, W) become images in `out`.
         validate_every: steps between validations; 0 validates only after the last step.
+        before_step: called with the step's number, from 0, before its forward pass: what makes a
+            model with several heads take the task of the step.
         resume: continue from the checkpoint in `out`, if there is one; False starts over.
         seed: of dropout and the like; the global generators are left as they were.
         workers: processes that load data.
@@ -200,6 +203,8 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             lq, gt = lq.to(device, non_blocking=True), gt.to(device, non_blocking=True)
+            if before_step is not None:
+                before_step(step)
             with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "no"):
                 sr = network(lq)  # (B, 3, s*h, s*w)
             if sr.shape != gt.shape:

@@ -1,4 +1,4 @@
-"""What every degradation is built on: the base class, Compose, and the arguments they share."""
+"""What degradations are built on: the base class, their combinations, the arguments they share."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ import torch
 __all__ = [
     "Compose",
     "Degradation",
+    "OneOf",
     "Quantize",
+    "RandomOrder",
     "Range",
     "check_kernel_size",
     "check_quantize",
     "check_range",
     "draw",
+    "randint",
     "to_8_bit",
     "uniform",
 ]
@@ -93,6 +96,61 @@ class Compose(Degradation):
         for step in self.steps:
             x = step(x, generator)
         return x
+
+
+@dataclass(frozen=True, init=False)
+class OneOf(Degradation):
+    """One of several degradations of the same scale, each image drawing its own uniformly."""
+
+    choices: tuple[Degradation, ...]
+    """What is drawn from."""
+
+    def __init__(self, *choices: Degradation):
+        _same_scale("OneOf", choices)
+        object.__setattr__(self, "choices", choices)
+
+    @property
+    def scale(self) -> int | Fraction:
+        """That of every choice."""
+        return self.choices[0].scale
+
+    def _apply(self, x, generator):
+        return self.choices[randint(len(self.choices), generator)](x, generator)
+
+
+@dataclass(frozen=True, init=False)
+class RandomOrder(Degradation):
+    """All of several degradations that keep the size, each image in an order of its own."""
+
+    steps: tuple[Degradation, ...]
+    """What is applied."""
+
+    def __init__(self, *steps: Degradation):
+        _same_scale("RandomOrder", steps)
+        if steps[0].scale != 1:
+            raise ValueError(f"RandomOrder takes degradations that keep the size, got {steps[0]!r}")
+        object.__setattr__(self, "steps", steps)
+
+    def _apply(self, x, generator):
+        for index in torch.randperm(
+            len(self.steps), generator=generator, device=generator.device
+        ).tolist():
+            x = self.steps[index](x, generator)
+        return x
+
+
+def _same_scale(name: str, degradations: Sequence[Degradation]) -> None:
+    wrong = [d for d in degradations if not isinstance(d, Degradation)]
+    if wrong or not degradations:
+        raise TypeError(f"{name} takes one or more degradations, got {wrong or 'none'}")
+    scales = {d.scale for d in degradations}
+    if len(scales) > 1:
+        raise ValueError(f"{name} takes degradations of one scale, got {sorted(scales)}")
+
+
+def randint(high: int, generator: torch.Generator) -> int:
+    """Draw one integer from 0 to high - 1."""
+    return int(torch.randint(high, (), generator=generator, device=generator.device))
 
 
 def to_8_bit(x: torch.Tensor, quantize: Quantize) -> torch.Tensor:

@@ -27,7 +27,9 @@ from PIL import Image
 from ir_peft.data.core import (
     Compose,
     Degradation,
+    OneOf,
     Quantize,
+    RandomOrder,
     Range,
     check_kernel_size,
     check_quantize,
@@ -45,13 +47,16 @@ __all__ = [
     "Bicubic",
     "Compose",
     "Degradation",
+    "DownUp",
     "GaussianBlur",
     "GaussianNoise",
     "Haze",
     "JPEG",
     "LowLight",
     "MotionBlur",
+    "OneOf",
     "Rain",
+    "RandomOrder",
     "bicubic_resize",
     "task",
 ]
@@ -142,6 +147,30 @@ class Bicubic(Degradation):
 
 
 @dataclass(frozen=True)
+class DownUp(Degradation):
+    """A low-resolution image at its old size: saved by `Bicubic(s)`, enlarged by bicubic again."""
+
+    scales: tuple[int, ...] = (4,)
+    """Down-sampling factors; each image draws one."""
+
+    def __post_init__(self):
+        good = isinstance(self.scales, tuple) and self.scales
+        if not good or not all(isinstance(s, int) and s > 1 for s in self.scales):
+            raise ValueError(f"scales must be a tuple of integers above 1, got {self.scales!r}")
+
+    @property
+    def random(self) -> bool:
+        """Only a choice of factors needs a generator."""
+        return len(self.scales) > 1
+
+    def _apply(self, x, generator):
+        index = 0 if generator is None else int(uniform(0, len(self.scales), generator))
+        s = self.scales[index]
+        enlarged = bicubic_resize(Bicubic(s)(x), s)  # A side grows to the next multiple of s.
+        return enlarged[:, : x.shape[1], : x.shape[2]].clamp(0, 1)
+
+
+@dataclass(frozen=True)
 class GaussianBlur(Degradation):
     """Isotropic Gaussian blur; the border is continued by its last pixel."""
 
@@ -211,6 +240,8 @@ TASKS: dict[str, Degradation] = {
     "sr2": Bicubic(2),
     "sr3": Bicubic(3),
     "sr4": Bicubic(4),
+    # Super-resolution in a network without an upsampler.
+    "sr4_same_size": DownUp((4,)),
     "denoise15": GaussianNoise(15, quantize="truncate"),
     "denoise25": GaussianNoise(25, quantize="truncate"),
     "denoise30": GaussianNoise(30, quantize="truncate"),

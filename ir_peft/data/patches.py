@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from ir_peft.data.core import randint
 from ir_peft.data.deadleaves import dead_leaves
 from ir_peft.data.degradations import Bicubic, Compose, Degradation
 from ir_peft.data.images import as_tensor
@@ -26,9 +27,8 @@ __all__ = [
     "integer_scale",
     "item_generator",
     "make_test_pairs",
-    "randint",
     "split_bicubic",
-    "test_generator",
+    "TaskPatches",
     "test_generator",
 ]
 
@@ -131,6 +131,41 @@ class Patches(Dataset):
         return (lq * 255).round().byte() if self.bicubic.quantize else lq, stored
 
 
+class TaskPatches(Dataset):
+    """Patches of several tasks, one task a step: item i belongs to step i // batch_size.
+
+    The task of a step is drawn uniformly, as a pure function of (seed, step), so that a resumed run
+    meets the tasks of the uninterrupted one. Scales may differ between tasks.
+
+    Args:
+        photos: Where the patches come from.
+        tasks: Degradation of each task.
+        batch_size: Items of a step.
+        **options: Of every task's `Patches`: lq_size, seed, length, deadleaves_share.
+    """
+
+    def __init__(
+        self, photos: Sequence[Photo], tasks: dict[str, Degradation], batch_size: int, **options
+    ):
+        self.sets = {name: Patches(photos, d, **options) for name, d in tasks.items()}
+        self.batch_size = batch_size
+        first = next(iter(self.sets.values()))
+        self.seed, self.length = first.seed, first.length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def task(self, step: int) -> str:
+        """Name of the task of one step."""
+        names = list(self.sets)
+        # Beyond the items' own numbers, so that no item shares the generator.
+        return names[randint(len(names), item_generator(self.seed, self.length + step))]
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (lq (3, p, p), gt (3, s p, s p)) of the step's task, float32 in [0, 1]."""
+        return self.sets[self.task(index // self.batch_size)][index]
+
+
 def make_test_pairs(
     photos: Sequence[Photo], degradation: Degradation, crop: int | None = None
 ) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
@@ -207,11 +242,6 @@ def augment(x: torch.Tensor, turn: int) -> torch.Tensor:
     """Flip or rotate (..., H, W): turn % 4 quarter turns, after a flip where turn >= 4."""
     x = x.flip(-1) if turn >= 4 else x
     return torch.rot90(x, turn % 4, (-2, -1)).contiguous()
-
-
-def randint(high: int, generator: torch.Generator) -> int:
-    """Draw one integer from 0 to high - 1."""
-    return int(torch.randint(high, (), generator=generator))
 
 
 def _to_float(x: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,337 @@
+"""Pretraining of the small backbones: the papers' recipes, scaled down to a laptop.
+
+IPT learns its six tasks at once, one task a step (Chen et al. 2021). AdaIR's Restormer restores
+clean images from synthetic degradations, without labels (arXiv 2404.11475). HAT learns
+super-resolution, x4 from the weights of x2 (Chen et al. 2023). All of them see the photographs of
+the training pack and dead leaves. The result is a file of weights and a card: what was trained, on
+what, how long, and how well it does on validation photographs beside doing nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from . import backbones
+from .data import degradations, patches, photos
+from .data.degradations import (
+    Bicubic,
+    Degradation,
+    DownUp,
+    GaussianBlur,
+    GaussianNoise,
+    OneOf,
+    Rain,
+)
+from .evaluate import evaluate
+from .files import write_bytes, write_text
+from .provenance import device_name, git_state, versions
+from .train import train
+
+RAIN = OneOf(Rain("light"), Rain("heavy"))
+SELF_SUPERVISED = OneOf(
+    GaussianNoise((0.0, 50.0)), GaussianBlur((0.2, 3.0)), DownUp((2, 3, 4)), RAIN
+)
+"""AdaIR's phase 1 as we read it: one synthetic degradation for each image, drawn uniformly."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One pretraining run."""
+
+    backbone: str
+    """The architecture, for `create_backbone`."""
+    source: str
+    """Whose recipe is scaled down, and where it departs from it."""
+    tasks: Mapping[str, Degradation]
+    """Degradations of the training patches; of several, each step draws one."""
+    tests: tuple[str, ...]
+    """Validation tasks, keys of `degradations.TEST_TASKS`."""
+    scale: int | None = None
+    """Output size over input size; None takes the architecture's default."""
+    start: str | None = None
+    """Tag of the backbone whose weights the run starts from, wherever keys and shapes agree."""
+    steps: int = 10_000
+    """Optimiser steps."""
+    batch_size: int = 8
+    """Patches a step."""
+    lq_size: int = 48
+    """Side of the degraded patch in pixels."""
+    lr: float = 1e-3
+    """Peak learning rate of AdamW; after a warm-up of 2 % of the steps it falls as a cosine."""
+    weight_decay: float = 1e-4
+    """Of AdamW."""
+    ema: float = 0.999
+    """Decay of the average of the weights that is kept."""
+    clip_norm: float = 1.0
+    """Largest norm of the gradient."""
+    precision: str = "bf16"
+    """Of the forward pass; see `train`."""
+    deadleaves_share: float = 0.25
+    """Share of dead leaves among the training patches."""
+
+
+_SR = Recipe(
+    backbone="hat_mini",
+    scale=2,
+    source="HAT (arXiv 2205.04437): super-resolution of bicubic images, L1; x4 starts from x2. "
+    "DF2K and ImageNet are replaced.",
+    tasks={"sr2": Bicubic(2)},
+    tests=("sr2",),
+    batch_size=4,
+    lq_size=32,
+)
+RECIPES: dict[str, Recipe] = {
+    "ipt_mini": Recipe(
+        backbone="ipt_mini",
+        source="IPT (arXiv 2012.00364): six tasks, one a step, L1; its contrastive loss is left "
+        "out and ImageNet is replaced.",
+        tasks={
+            name: degradations.TASKS[name]
+            for name in ("sr2", "sr3", "sr4", "derain_light", "denoise30", "denoise50")
+        },
+        tests=("sr2", "sr3", "sr4", "derain_light", "denoise30", "denoise50"),
+        batch_size=6,
+    ),
+    "restormer_mini": Recipe(
+        backbone="restormer_mini",
+        source="AdaIR (arXiv 2404.11475), phase 1: clean images from synthetic degradations, L1. "
+        "The paper's degradations and their ranges are unknown to us: these are our choice.",
+        tasks={"self_supervised": SELF_SUPERVISED},
+        tests=("denoise25", "gaussian_deblur", "sr4_same_size", "derain_light", "derain_heavy"),
+        lq_size=64,
+    ),
+    "hat_mini_x2": _SR,
+    "hat_mini_x4": replace(
+        _SR, scale=4, start="hat_mini_x2", tasks={"sr4": Bicubic(4)}, tests=("sr4",)
+    ),
+}
+"""Recipe of each tag that `load_backbone` knows after it."""
+
+
+def pretrain(
+    tag: str,
+    *,
+    steps: int | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    root: str | Path = ".",
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Pretrains a backbone from a recipe; an interrupted run resumes at its last checkpoint.
+
+    Args:
+        tag: a key of `RECIPES`.
+        steps: optimiser steps, where not the recipe's.
+        seed: of the initial weights, the patches and their damage.
+        out: where `<tag>.safetensors`, `<tag>.json` and the card `<tag>.md` go, with `_s<seed>`
+            unless the seed is 0; None takes `runs/pretrain`. `load_backbone` finds a file by its
+            path, and by its tag in `ir_peft/weights/backbones`.
+        root: the checkout whose `runs/pretrain` holds the checkpoints.
+        progress: show a progress bar.
+
+    Returns:
+        The card, as written to `<tag>.json`.
+
+    Raises:
+        ValueError: no recipe has that name, or a checkpoint of another run is in the way.
+        FileNotFoundError: the weights to start from are missing.
+        FloatingPointError: a loss or a weight is not finite.
+    """
+    if tag not in RECIPES:
+        near = difflib.get_close_matches(tag, RECIPES, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"there is no recipe {tag!r}; {hint}Known: {', '.join(RECIPES)}")
+    recipe = RECIPES[tag] if steps is None else replace(RECIPES[tag], steps=steps)
+    root = Path(root).resolve()
+    name = f"{tag}_s{seed}" if seed else tag
+    folder = root / "runs" / "pretrain"
+    out = folder if out is None else Path(out)
+    git = git_state(root)
+    model = initial_model(recipe, seed, out)
+    data = patches.TaskPatches(
+        photos.train_photos(),
+        dict(recipe.tasks),
+        recipe.batch_size,
+        lq_size=recipe.lq_size,
+        seed=seed,
+        length=recipe.steps * recipe.batch_size,
+        deadleaves_share=recipe.deadleaves_share,
+    )
+    switch = getattr(model, "set_task", None)
+    result = train(
+        model,
+        data,
+        steps=recipe.steps,
+        batch_size=recipe.batch_size,
+        lr=recipe.lr,
+        weight_decay=recipe.weight_decay,
+        schedule="cosine",
+        warmup=recipe.steps // 50,
+        precision=recipe.precision,
+        ema=recipe.ema,
+        clip_norm=recipe.clip_norm,
+        out=folder / name,
+        checkpoint_every=max(1, recipe.steps // 50),
+        log_every=max(1, recipe.steps // 100),
+        validate=partial(validate, tests=recipe.tests, crop=96),
+        validate_every=max(1, recipe.steps // 10),
+        before_step=switch and (lambda step: switch(data.task(step))),
+        seed=seed,
+        progress=progress,
+    )
+    tests = tuple(recipe.tests)
+    card = {
+        "tag": name,
+        "recipe": asdict(recipe) | {"tasks": {k: repr(d) for k, d in recipe.tasks.items()}},
+        "seed": seed,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "training_photographs": [photo.name for photo in photos.train_photos()],
+        "validation_photographs": [photo.name for photo in photos.validation_photos()],
+        "validation": scores(model, tests, crop=288),
+        "metric": "PSNR in dB on RGB, no border, 8 bits; centre crops of at most 288 pixels",
+        "curve": result.curve,
+        "seconds": result.seconds,
+        "peak_memory": {"bytes": result.peak_memory_bytes, "what": result.memory_kind},
+        "git": git,
+        "versions": versions(),
+        "device": device_name(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    metadata = {
+        "architecture": recipe.backbone,
+        "scale": str(model.scale),
+        "source": f"pretrained by ir_peft, {recipe.steps} steps, seed {seed}; see {name}.md",
+        "license": "Apache-2.0",
+    }
+    state = {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
+    write_bytes(out / f"{name}.safetensors", save(state, metadata))
+    write_text(out / f"{name}.md", card_markdown(card))
+    write_text(out / f"{name}.json", json.dumps(card, indent=1) + "\n")
+    return card
+
+
+def initial_model(recipe: Recipe, seed: int, out: Path) -> nn.Module:
+    """The backbone with seeded random weights, or those of `recipe.start` where they fit."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = backbones.create_backbone(recipe.backbone, scale=recipe.scale)
+    if recipe.start is not None:
+        name = f"{recipe.start}_s{seed}" if seed else recipe.start
+        local = out / f"{name}.safetensors"
+        start = backbones.load_backbone(local if local.exists() else name).state_dict()
+        own = model.state_dict()
+        fits = {k: v for k, v in start.items() if k in own and own[k].shape == v.shape}
+        model.load_state_dict(own | fits)
+    # A model with several heads starts, and ends, at its default task.
+    return model
+
+
+def scores(model: nn.Module, tests: tuple[str, ...], crop: int) -> dict[str, dict[str, Any]]:
+    """PSNR of the model and of doing nothing (bicubic enlargement where the sizes differ).
+
+    Returns:
+        For each task: `model` and `baseline` (dB, the mean over the images), `what` (the
+        baseline's name) and `images` (name -> [model, baseline]).
+    """
+    default = getattr(model, "task", None)
+    found = {}
+    for name in tests:
+        degradation = degradations.TEST_TASKS[name]
+        pairs = [
+            pair
+            for photo in photos.validation_photos()
+            for pair in patches.make_test_pairs(
+                [photo], degradation, crop=min(crop, *photo.image.shape[:2])
+            )
+        ]
+        if default is not None:
+            model.set_task(name)
+        scale = patches.integer_scale(degradation)
+        nothing = partial(degradations.bicubic_resize, scale=scale) if scale > 1 else _same
+        options = {"crop_border": 0, "channel": "rgb", "progress": False}
+        ours, baseline = (evaluate(f, pairs, **options) for f in (model, nothing))
+        found[name] = {
+            "model": _mean(ours),
+            "baseline": _mean(baseline),
+            "what": "bicubic" if scale > 1 else "identity",
+            "images": {
+                a["image"]: [a["psnr"], b["psnr"]] for a, b in zip(ours, baseline, strict=True)
+            },
+        }
+    if default is not None:
+        model.set_task(default)
+    return found
+
+
+def validate(model: nn.Module, tests: tuple[str, ...], crop: int) -> dict[str, float]:
+    """PSNR of each task, for the training curve."""
+    return {name: row["model"] for name, row in scores(model, tests, crop).items()}
+
+
+def card_markdown(card: dict[str, Any]) -> str:
+    """The card of a pretrained backbone, for people."""
+    recipe = card["recipe"]
+    rows = [
+        f"| {name} | {row['model']:.2f} | {row['baseline']:.2f} ({row['what']}) "
+        f"| {row['model'] - row['baseline']:+.2f} |"
+        for name, row in card["validation"].items()
+    ]
+    tasks = [f"- `{name}`: `{text}`" for name, text in recipe["tasks"].items()]
+    start = f", from the weights of `{recipe['start']}`" if recipe["start"] else ""
+    commit = (card["git"]["commit"] or "no commit")[:8] + (
+        " with changes" if card["git"]["dirty"] else ""
+    )
+    lines = [
+        f"# {card['tag']}",
+        "",
+        f"`{recipe['backbone']}`, {card['parameters']:,} parameters: a small sibling for laptops, "
+        "not the published model.",
+        "",
+        f"**Recipe.** {recipe['source']}",
+        "",
+        f"{recipe['steps']} steps of {recipe['batch_size']} patches of {recipe['lq_size']} x "
+        f"{recipe['lq_size']} degraded pixels{start}; AdamW at {recipe['lr']:g} with cosine decay, "
+        f"weight average {recipe['ema']}, {recipe['precision']} precision, seed {card['seed']}.",
+        "",
+        "**Tasks.**",
+        "",
+        *tasks,
+        "",
+        f"**Data.** Photographs {', '.join(card['training_photographs'])} of the training pack "
+        f"(see its ATTRIBUTION.md); {recipe['deadleaves_share']:.0%} of the patches are synthetic "
+        "dead leaves.",
+        "",
+        f"**Cost.** {card['seconds'] / 60:.0f} minutes of training steps on {card['device']} "
+        "(other work may have shared the processor), peak memory "
+        f"{card['peak_memory']['bytes'] / 2**30:.1f} GiB.",
+        "",
+        f"**Validation** on {' and '.join(card['validation_photographs'])}, never trained on. "
+        f"{card['metric']}.",
+        "",
+        "| task | this model | doing nothing | gain |",
+        "|---|---|---|---|",
+        *rows,
+        "",
+        f"Commit {commit}, torch {card['versions']['torch']}, {card['date'][:10]}. Apache-2.0.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _mean(rows: list[dict]) -> float:
+    return sum(row["psnr"] for row in rows) / len(rows)
+
+
+def _same(x: Tensor) -> Tensor:
+    return x

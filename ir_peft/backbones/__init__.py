@@ -2,8 +2,8 @@
 
 `BACKBONES` maps a name to the function that builds it. A family is one module of this package: it
 offers those functions, `detect(state)`, which reads the architecture off an official state dict,
-and `checkpoint_filter(state)`, which drops or renames what differs from our module. Nothing here
-knows about adapters.
+and `checkpoint_filter(state)`, which drops or renames what differs from our module. Files of other
+families load through spandrel (`foreign`). Nothing here knows about adapters.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from . import dat, edt, hat, ipt, restormer
+from . import dat, edt, foreign, hat, ipt, restormer
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "dat_light": dat.dat_light,
@@ -36,7 +36,9 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
 }
 FAMILIES = (dat, ipt, edt, hat, restormer)
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights" / "backbones"
-CONTAINERS = ("params_ema", "params", "state_dict")
+CONTAINERS = (
+    "params_ema", "params-ema", "params", "state_dict", "model_state_dict", "model", "net",
+)  # fmt: skip
 PREFIXES = ("module.", "net.")
 
 
@@ -77,16 +79,17 @@ def load_backbone(name_or_path: str | Path, *, name: str | None = None) -> nn.Mo
     Args:
         name_or_path: a bundled tag (`dat_light_x4`) or a checkpoint file (.pth, .pt, .safetensors).
             Of an official file the family, the scale and the widths are read off its keys and
-            shapes.
-        name: the architecture, where the file alone cannot tell or to insist on one.
+            shapes; other families (SwinIR, NAFNet, ...) load through spandrel if it is installed.
+        name: a key of `BACKBONES`, to insist on it: another one, or another family, is an error.
 
     Returns:
         The model; x (B, 3, h, w) in [0, 1] -> (B, 3, s * h, s * w).
 
     Raises:
         FileNotFoundError: neither a bundled tag nor a file.
-        ValueError: a corrupt file, a pickle that holds more than tensors, an unknown family,
-            missing, extra or ill-shaped tensors, NaN weights, metadata that the tensors contradict.
+        ValueError: a corrupt file, a pickle that holds more than tensors, an unknown family or
+            purpose, missing, extra or ill-shaped tensors, NaN weights, metadata that the tensors
+            contradict.
     """
     path = (
         WEIGHTS / f"{name_or_path}.safetensors" if name_or_path in _tags() else Path(name_or_path)
@@ -101,8 +104,13 @@ def load_backbone(name_or_path: str | Path, *, name: str | None = None) -> nn.Mo
     if name is not None and name not in BACKBONES:
         raise ValueError(_unknown("architecture", name, BACKBONES))
     state, metadata = read_state_dict(path)
-    family, detected, settings = _detect(state, path)
+    family, detected, settings = _detect(state)
     asked = name or metadata.get("architecture", detected)
+    if family is None:
+        if asked in BACKBONES:
+            raise ValueError(f"{path} holds no {asked}: its first keys are {list(state)[:5]}")
+        check_finite(state, path)
+        return foreign.load(state, path, ", ".join(BACKBONES)).eval()
     scale = metadata.get("scale", str(settings["scale"]))
     if (asked, scale) != (detected, str(settings["scale"])):
         raise ValueError(f"{path} holds a {detected} x{settings['scale']}, not a {asked} x{scale}")
@@ -166,19 +174,24 @@ def load_strictly(model: nn.Module, state: dict[str, Tensor], source: Path | str
         shape, expected = tuple(value.shape), tuple(own[key].shape)
         if shape != expected:
             raise ValueError(f"{source}: {key} has shape {shape}, the model's has {expected}")
-        if value.is_floating_point() and not value.isfinite().all():
-            raise ValueError(f"{source}: {key} has values that are not finite")
+    check_finite(state, source)
     model.load_state_dict(state, strict=True)
 
 
-def _detect(state: dict[str, Tensor], path: Path):
+def check_finite(state: dict[str, Tensor], source: Path | str) -> None:
+    """Raises ValueError where a tensor has NaN or infinite values."""
+    for key, value in state.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(f"{source}: {key} has values that are not finite")
+
+
+def _detect(state: dict[str, Tensor]):
+    """(family, architecture, its settings), or three times None for what no family recognises."""
     for family in FAMILIES:
         found = family.detect(state)
         if found is not None:
             return family, *found
-    raise ValueError(
-        f"{path} is no checkpoint of {', '.join(BACKBONES)}: its first keys are {list(state)[:5]}"
-    )
+    return None, None, None
 
 
 def _tags() -> list[str]:

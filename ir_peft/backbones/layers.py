@@ -154,17 +154,23 @@ def mirror_pad(x: Tensor, H: int, W: int) -> Tensor:
     return x
 
 
-def reflect_pad(x: Tensor, multiple: int) -> Tensor:
-    """(B, C, h, w) -> (B, C, H, W), the next multiples: reflects the image at the bottom and right.
+def reflect_to(x: Tensor, H: int, W: int) -> Tensor:
+    """(B, C, h, w) -> (B, C, H, W): reflects the image at the bottom and the right.
 
     The edge pixel is not repeated; unlike in `F.pad` a small image is reflected several times.
     """
-    for dim in (2, 3):
+    for dim, length in ((2, H), (3, W)):
         size = x.shape[dim]
-        if size % multiple:
-            index = torch.arange(size + -size % multiple, device=x.device) % max(1, 2 * size - 2)
+        if size < length:
+            index = torch.arange(length, device=x.device) % max(1, 2 * size - 2)
             x = x.index_select(dim, torch.minimum(index, 2 * size - 2 - index))
     return x
+
+
+def reflect_pad(x: Tensor, multiple: int) -> Tensor:
+    """(B, C, h, w) -> (B, C, H, W), the next multiples, by `reflect_to`."""
+    h, w = x.shape[2:]
+    return reflect_to(x, h + -h % multiple, w + -w % multiple)
 
 
 class Upsample(nn.Sequential):

@@ -9,6 +9,7 @@ restored = ir_peft.restore(model, image)
 
 from . import data, metrics
 from .adapters import (
+    AdaIRConfig,
     Adapter,
     AdapterConfig,
     AdaptFormerConfig,
@@ -16,6 +17,7 @@ from .adapters import (
     BitFitConfig,
     HoulsbyConfig,
     LoRAConfig,
+    SSFConfig,
     active_adapter,
     adapter_names,
     attach_adapter,
@@ -35,6 +37,7 @@ from .train import train
 from .version import __version__
 
 __all__ = [
+    "AdaIRConfig",
     "AdaptFormerConfig",
     "AdaptIRConfig",
     "Adapter",
@@ -42,6 +45,7 @@ __all__ = [
     "BitFitConfig",
     "HoulsbyConfig",
     "LoRAConfig",
+    "SSFConfig",
     "__version__",
     "active_adapter",
     "adapter_names",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+from .adair import AdaIR, AdaIRConfig
 from .adaptir import AdaptIR, AdaptIRConfig
 from .bitfit import BitFit, BitFitConfig
 from .bottleneck import AdaptFormerConfig, Bottleneck, HoulsbyConfig
@@ -34,12 +35,15 @@ from .core import (
 from .lora import LoRA, LoRAConfig
 from .rows import FrozenConfig, FullConfig
 from .sites import nearest
+from .ssf import SSF, SSFConfig
 
 ADAPTERS: dict[str, type[Adapter] | None] = {
     "adaptir": AdaptIR,
+    "adair": AdaIR,
     "lora": LoRA,
     "houlsby": Bottleneck,
     "adaptformer": Bottleneck,
+    "ssf": SSF,
     "bitfit": BitFit,
     "full": None,
     "frozen": None,
@@ -48,9 +52,11 @@ ADAPTERS: dict[str, type[Adapter] | None] = {
 
 CONFIGS: dict[str, type[AdapterConfig]] = {
     "adaptir": AdaptIRConfig,
+    "adair": AdaIRConfig,
     "lora": LoRAConfig,
     "houlsby": HoulsbyConfig,
     "adaptformer": AdaptFormerConfig,
+    "ssf": SSFConfig,
     "bitfit": BitFitConfig,
     "full": FullConfig,
     "frozen": FrozenConfig,
@@ -78,6 +84,8 @@ def config_from_dict(method: str, values: dict[str, Any]) -> AdapterConfig:
 __all__ = [
     "ADAPTERS",
     "CONFIGS",
+    "AdaIR",
+    "AdaIRConfig",
     "AdaptFormerConfig",
     "AdaptIR",
     "AdaptIRConfig",
@@ -91,6 +99,8 @@ __all__ = [
     "HoulsbyConfig",
     "LoRA",
     "LoRAConfig",
+    "SSF",
+    "SSFConfig",
     "active_adapter",
     "adapter_names",
     "adapter_state_dict",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .config import AdapterConfig
 from .core import Adapter
+from .sites import channels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +23,6 @@ class BitFitConfig(AdapterConfig):
 class BitFit(Adapter):
     """out + b: the change of the layer's bias, zero at the start."""
 
-    mergeable = True
-
     def __init__(self, features: int, channel_axis: int):
         super().__init__()
         self.channel_axis = channel_axis
@@ -32,14 +31,10 @@ class BitFit(Adapter):
     @classmethod
     def for_layer(cls, layer: nn.Module, config: BitFitConfig) -> BitFit:
         """Fits Linear, Conv2d, LayerNorm over the last axis and BatchNorm, each with a bias."""
-        bias = getattr(layer, "bias", None)
-        if bias is None or bias.dim() != 1:
+        features, axis = channels(layer)
+        if layer.bias is None:
             raise TypeError(f"BitFit needs a layer with a bias for each channel, not {layer}")
-        if isinstance(layer, nn.Linear | nn.LayerNorm):
-            return cls(len(bias), -1)
-        if isinstance(layer, nn.Conv2d | nn.modules.batchnorm._BatchNorm):
-            return cls(len(bias), 1)
-        raise TypeError(f"BitFit needs a Linear, Conv2d, LayerNorm or BatchNorm, not {layer}")
+        return cls(features, axis)
 
     def forward(self, x: Tensor, out: Tensor) -> Tensor:
         """Any shape with the channels on their axis -> the same shape."""

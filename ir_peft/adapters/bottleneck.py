@@ -57,7 +57,35 @@ class AdaptFormerConfig(BottleneckConfig):
     scale: float = 0.1
 
 
-class Bottleneck(Adapter):
+class Beside(Adapter):
+    """out + A(z), z the layer's input or its output, A a function of channels-last images.
+
+    Args:
+        form: "parallel" (z = x) or "sequential" (z = out).
+        channels_last: (B, ..., C) if true, (B, C, H, W) if not.
+    """
+
+    def __init__(self, form: str, channels_last: bool):
+        super().__init__()
+        self.form = form
+        self.channels_last = channels_last
+
+    def forward(self, x: Tensor, out: Tensor) -> Tensor:
+        """X and out (B, ..., C) or (B, C, H, W) -> the shape of `out`."""
+        z = x if self.form == "parallel" else out
+        if not self.channels_last:
+            z = z.movedim(1, -1)  # (B, H, W, C)
+        z = self.change(z)
+        if not self.channels_last:
+            z = z.movedim(-1, 1)
+        return out + z.to(out.dtype)
+
+    def change(self, z: Tensor) -> Tensor:
+        """A: (B, ..., in_features) -> (B, ..., out_features)."""
+        raise NotImplementedError
+
+
+class Bottleneck(Beside):
     """out + scale * (W_up f(W_down z + b_down) + b_up), z the layer's output or its input.
 
     W_down is Kaiming-uniform, W_up and both biases are zero.
@@ -83,11 +111,9 @@ class Bottleneck(Adapter):
         scale: float,
         channels_last: bool,
     ):
-        super().__init__()
-        self.form = form
+        super().__init__(form, channels_last)
         self.activation = {"gelu": F.gelu, "relu": F.relu}[activation]
         self.scale = scale
-        self.channels_last = channels_last
         self.down = nn.Linear(in_features, bottleneck)
         self.up = nn.Linear(bottleneck, out_features)
         nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
@@ -108,12 +134,6 @@ class Bottleneck(Adapter):
             channels_last=site.channels_last,
         )
 
-    def forward(self, x: Tensor, out: Tensor) -> Tensor:
-        """X and out (B, ..., C) or (B, C, H, W) -> the shape of `out`."""
-        z = x if self.form == "parallel" else out
-        if not self.channels_last:
-            z = z.movedim(1, -1)  # (B, H, W, C)
-        z = self.up(self.activation(self.down(z))) * self.scale
-        if not self.channels_last:
-            z = z.movedim(-1, 1)
-        return out + z.to(out.dtype)
+    def change(self, z: Tensor) -> Tensor:
+        """(B, ..., in_features) -> (B, ..., out_features)."""
+        return self.up(self.activation(self.down(z))) * self.scale

@@ -123,6 +123,7 @@ def save_adapter(model: nn.Module, path: str | Path, name: str = "default") -> P
         "config": parts.config.to_dict(),
         "backbone": _backbone(model),
         "scale": getattr(model, "scale", None),
+        "task": getattr(model, "task", None),
         "fingerprint": fingerprint(model),
         "version": __version__,
     }
@@ -151,17 +152,22 @@ def load_adapter(model: nn.Module, path_or_tag: str | Path, name: str = "default
 
     Raises:
         FileNotFoundError: no such folder or tag, or a file is missing in it.
-        ValueError: a file is damaged, the adapter belongs to another backbone, scale or weights, or
-            its tensors are not those its config asks for. The model is unchanged.
+        ValueError: a file is damaged, the adapter belongs to another backbone, task, scale or
+            weights, or its tensors are not those its config asks for. The model is unchanged.
     """
     folder = find_adapter(path_or_tag)
     card, state = read_adapter(folder)
-    for key, own, what in (
-        ("backbone", _backbone(model), "backbone"),
-        ("scale", getattr(model, "scale", None), "scale"),
+    for what, own, help in (
+        ("backbone", _backbone(model), ""),
+        # Some backbones switch between tasks; cards of the others may lack the entry.
+        ("task", getattr(model, "task", None), ": call set_task of the model first"),
+        ("scale", getattr(model, "scale", None), ""),
     ):
-        if card[key] != own:
-            raise ValueError(f"{folder} is for {what} {card[key]!r}, this model has {what} {own!r}")
+        made_for = card.get(what)
+        if made_for != own:
+            raise ValueError(
+                f"{folder} is for {what} {made_for!r}, this model has {what} {own!r}{help}"
+            )
     if card["fingerprint"] != fingerprint(model):
         raise ValueError(
             f"{folder} was made for other weights of {card['backbone']!r} than this model has: "
@@ -185,13 +191,19 @@ def _backbone(model: nn.Module) -> str:
 
 
 def find_adapter(path_or_tag: str | Path) -> Path:
-    """The folder of a saved adapter; FileNotFoundError names the bundled tags."""
+    """The folder of a saved adapter; FileNotFoundError names what there is instead."""
     for folder in (Path(path_or_tag), WEIGHTS / path_or_tag):
         if folder.is_dir():
-            for file in (MODEL_FILE, CONFIG_FILE):
-                if not (folder / file).is_file():
-                    raise FileNotFoundError(f"{folder} has no {file}")
-            return folder
+            missing = [file for file in (MODEL_FILE, CONFIG_FILE) if not (folder / file).is_file()]
+            if not missing:
+                return folder
+            inside = sorted(path.parent for path in folder.rglob(CONFIG_FILE))
+            if inside and len(missing) == 2:
+                names = ", ".join(str(Path(path_or_tag) / i.relative_to(folder)) for i in inside)
+                raise FileNotFoundError(
+                    f"{str(path_or_tag)!r} is a folder of {len(inside)} adapters: name one of {names}"
+                )
+            raise FileNotFoundError(f"{folder} has no {' and no '.join(missing)}")
     tags = [str(file.parent.relative_to(WEIGHTS)) for file in WEIGHTS.rglob(CONFIG_FILE)]
     raise FileNotFoundError(
         f"{str(path_or_tag)!r} is neither a folder nor a bundled adapter; nearest bundled: "
@@ -205,7 +217,7 @@ def read_adapter(folder: Path) -> tuple[dict, dict[str, Tensor]]:
     try:
         card = json.loads(config_file.read_text(encoding="utf-8"))
         wanted = {"method", "config", "backbone", "scale", "fingerprint", "version"}
-        if not isinstance(card, dict) or set(card) != wanted:
+        if not isinstance(card, dict) or set(card) - {"task"} != wanted:
             raise ValueError(f"its entries must be {', '.join(sorted(wanted))}")
     except ValueError as error:
         raise ValueError(f"{config_file} is damaged: {error}") from error

@@ -23,12 +23,28 @@ from .wrappers import AdaptedLayer, Place, SavedModule, Wrapper, walk
 class Adapter(nn.Module):
     """Changes the output of one frozen layer. At initialisation it returns `out` bit for bit."""
 
-    mergeable = False
-
     @classmethod
     def for_layer(cls, layer: nn.Module, config: AdapterConfig) -> Adapter:
         """Builds the adapter with the widths of `layer`; TypeError where it does not fit."""
         raise NotImplementedError
+
+    @classmethod
+    def for_layers(cls, layers: dict[str, nn.Module], config: AdapterConfig) -> dict[str, Adapter]:
+        """Builds one adapter for each layer, by its name: those that share tensors override this.
+
+        A shared module is registered in one adapter only, and is a plain reference in the others.
+        """
+        built = {}
+        for name, layer in layers.items():
+            try:
+                built[name] = cls.for_layer(layer, config)
+            except TypeError as error:
+                raise TypeError(f"{config.method} cannot adapt {name!r}: {error}") from error
+        return built
+
+    def run(self, layer: nn.Module, x: Tensor, *args, **kwargs) -> Tensor:
+        """Calls the layer and changes its output: one that acts before the layer overrides this."""
+        return self(x, layer(x, *args, **kwargs))
 
     def forward(self, x: Tensor, out: Tensor) -> Tensor:
         """The layer's first input and its output -> the new output, of the shape of `out`."""
@@ -36,6 +52,8 @@ class Adapter(nn.Module):
 
     def merge(self, layer: nn.Module) -> dict[str, Tensor]:
         """New values of the layer's parameters that give the layer this adapter's output.
+
+        A parameter that is None in the layer becomes one.
 
         Raises:
             TypeError: no such values exist.
@@ -156,10 +174,13 @@ def plan(model: nn.Module, config: AdapterConfig, name: str, seed: int | None) -
     with fork:
         if seed is not None:
             torch.default_generator.manual_seed(seed)
-        for place in targets:
-            like = next(place.layer.parameters(), default)  # A site may have no parameters.
-            adapter = _build(ADAPTERS[config.method], place, config)
-            parts.adapters[place.name] = adapter.to(like.device, like.dtype)
+        if targets:
+            _check_called(targets)
+            layers = {place.name: place.layer for place in targets}
+            parts.adapters = ADAPTERS[config.method].for_layers(layers, config)
+        for key, adapter in parts.adapters.items():
+            like = next(layers[key].parameters(), default)  # A site may have no parameters.
+            adapter.to(like.device, like.dtype)
     # One call, so that parameters shared between the modules stay shared between the copies.
     copies = copy.deepcopy([place.layer for place in saved])
     for place, module in zip(saved, copies, strict=True):
@@ -169,16 +190,13 @@ def plan(model: nn.Module, config: AdapterConfig, name: str, seed: int | None) -
     return parts
 
 
-def _build(kind: type[Adapter], place: Place, config: AdapterConfig) -> Adapter:
-    if isinstance(place.parent, nn.MultiheadAttention | nn.TransformerEncoderLayer):
-        raise TypeError(
-            f"{place.name}: {type(place.parent).__name__} reads the weights of its children "
-            "without calling them, so an adapter there would not run"
-        )
-    try:
-        return kind.for_layer(place.layer, config)
-    except TypeError as error:
-        raise TypeError(f"{config.method} cannot adapt {place.name!r}: {error}") from error
+def _check_called(targets: list[Place]) -> None:
+    for place in targets:
+        if isinstance(place.parent, nn.MultiheadAttention | nn.TransformerEncoderLayer):
+            raise TypeError(
+                f"{place.name}: {type(place.parent).__name__} reads the weights of its children "
+                "without calling them, so an adapter there would not run"
+            )
 
 
 def install(model: nn.Module, parts: AdapterParts, name: str) -> nn.Module:
@@ -293,12 +311,16 @@ def merge_and_unload(model: nn.Module) -> nn.Module:
     with torch.no_grad():
         for key, weights in merged.items():
             for attribute, weight in weights.items():
-                getattr(layers[key], attribute).copy_(weight)
+                if getattr(layers[key], attribute) is None:
+                    setattr(layers[key], attribute, nn.Parameter(weight))
+                else:
+                    getattr(layers[key], attribute).copy_(weight)
     for place in list(walk(model)):
         if place.name in parts.copies:
             place.replace(parts.copies[place.name].train(place.layer.training))
     for key, parameter in base_parameters(model).items():
-        parameter.requires_grad_(flags[key])
+        # A new bias is as trainable as its layer's weight.
+        parameter.requires_grad_(flags.get(key, flags[f"{key.rpartition('.')[0]}.weight"]))
     return model
 
 

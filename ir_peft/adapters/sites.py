@@ -109,6 +109,26 @@ def widths(layer: nn.Module, *, keeps_size: bool = False) -> Widths:
         ) from None
 
 
+def channels(layer: nn.Module) -> tuple[int, int]:
+    """How many channels a layer with a weight returns, and on which axis.
+
+    Raises:
+        TypeError: not a Linear, Conv2d, or LayerNorm over the last axis or BatchNorm with a weight.
+    """
+    if isinstance(layer, nn.Linear):
+        return layer.out_features, -1
+    if isinstance(layer, nn.Conv2d):
+        return layer.out_channels, 1
+    if getattr(layer, "weight", None) is not None and layer.weight.dim() == 1:
+        if isinstance(layer, nn.LayerNorm):
+            return len(layer.weight), -1
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            return len(layer.weight), 1
+    raise TypeError(
+        f"a Linear, Conv2d, LayerNorm or BatchNorm with a weight is needed, not {layer}"
+    )
+
+
 def _keeps_size(conv: nn.Conv2d) -> bool:
     if isinstance(conv.padding, str):
         return conv.padding == "same"

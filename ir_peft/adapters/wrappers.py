@@ -34,7 +34,7 @@ class Wrapper(nn.Module):
 
 
 class AdaptedLayer(Wrapper):
-    """A frozen layer and its adapters by name: `adapters[active](x, base_layer(x))`.
+    """A frozen layer and its adapters by name: `adapters[active].run(base_layer, x)`.
 
     Attributes that the parent reads (`weight`, `in_features`, ...) are those of the frozen layer.
     """
@@ -50,8 +50,9 @@ class AdaptedLayer(Wrapper):
 
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
         """The layer's own arguments; the first one is the adapter's x."""
-        out = self.base_layer(x, *args, **kwargs)
-        return out if self.active is None else self.adapters[self.active](x, out)
+        if self.active is None:
+            return self.base_layer(x, *args, **kwargs)
+        return self.adapters[self.active].run(self.base_layer, x, *args, **kwargs)
 
     def __getattr__(self, name: str):
         try:

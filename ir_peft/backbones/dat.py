@@ -2,19 +2,18 @@
 
 Blocks alternate spatial-window attention (two window shapes, one for each half of the channels) and
 channel attention. State-dict keys are those of the authors' release. Adapters find their sites by
-name: `layers.i.blocks.j.attn` and `.ffn`, the Linears `attn.qkv`, `attn.proj`, `ffn.fc1` and
+name: `layers.i.blocks.j`, its `.attn` and `.ffn`, the Linears `attn.qkv`, `attn.proj`, `ffn.fc1` and
 `ffn.fc2`, and the end of the body `norm`, `conv_after_body`, `upsample`.
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from .dat_checkpoint import REBUILT, checkpoint_filter, detect
 from .layers import (
     RGB_MEAN,
     DynamicPositionBias,
@@ -22,6 +21,7 @@ from .layers import (
     Upsample,
     UpsampleOneStep,
     attention,
+    full_precision,
     head_padding,
     init_weights,
     shift_features,
@@ -189,7 +189,7 @@ class ChannelAttention(Interaction):
         """
         C, d = q.shape[-1], q.shape[-1] // self.heads
         head = torch.arange(C, device=q.device) // d
-        with torch.autocast(q.device.type, enabled=False):
+        with full_precision(q.device):
             q, k = q.flatten(1, 2).float(), k.flatten(1, 2).float()  # (B, N, C)
             q_norm = torch.linalg.vector_norm(q, dim=1, keepdim=True).clamp_min(1e-12)  # (B, 1, C)
             k_norm = torch.linalg.vector_norm(k, dim=1, keepdim=True).clamp_min(1e-12)
@@ -201,8 +201,11 @@ class ChannelAttention(Interaction):
 class Block(nn.Module):
     """x + attn(LN(x)), then x + ffn(LN(x)); even blocks attend in windows, odd over channels."""
 
+    channels_last = True
+
     def __init__(self, dim, heads, split_size, expansion, drop_path, group: int, index: int):
         super().__init__()
+        self.in_features = self.out_features = dim
         self.norm1 = nn.LayerNorm(dim)
         if index % 2 == 0:
             shift = index % 4 == 2 if group % 2 == 0 else index % 4 == 0
@@ -315,7 +318,7 @@ class DAT(nn.Module):
 def adapter_defaults(dim: int) -> dict[str, dict]:
     """Sites and widths of each method; on DAT-light each adds about 35 thousand parameters.
 
-    `bitfit` has no width, so its size is what it is.
+    `ssf` and `bitfit` have no width, so their size is what it is.
     """
     block = r"layers\.\d+\.blocks\.\d+\."
     linears = r"attn\.qkv|attn\.proj|ffn\.fc1|ffn\.fc2"
@@ -328,8 +331,10 @@ def adapter_defaults(dim: int) -> dict[str, dict]:
             "gate": hidden // 4,
         },
         "lora": {"target_modules": f"{block}({linears})", "r": 3, "alpha": 3},
+        "adair": {"target_modules": block + "(attn|ffn)", "width": 8},
         "houlsby": {"target_modules": block + "(attn|ffn)", "bottleneck": 8},
         "adaptformer": {"target_modules": block + "ffn", "bottleneck": 16},
+        "ssf": {"target_modules": f"{block}({linears}|norm1|norm2)"},
         "bitfit": {"target_modules": f"{block}({linears}|norm1|norm2)"},
     }
 
@@ -349,48 +354,3 @@ def dat_s(scale: int = 4, **overrides) -> DAT:
 def dat(scale: int = 4, **overrides) -> DAT:
     """DAT: 14.8 million parameters at x4."""
     return DAT(name="dat", scale=scale, **overrides)
-
-
-REBUILT = ("attn_mask_0", "attn_mask_1", "relative_position_index", "rpe_biases")
-"""Ends of the keys of the authors' buffers that our modules compute: masks, indices, offsets."""
-
-
-def checkpoint_filter(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The authors' state dict without what our modules compute."""
-    return {key: value for key, value in state.items() if not key.endswith(REBUILT)}
-
-
-def detect(state: dict[str, Tensor]) -> tuple[str, dict] | None:
-    """(architecture, hyper-parameters) of a DAT's state dict, None for any other family.
-
-    The windows' shape is in the authors' files only; without it, it is the architecture's own.
-    """
-    block = "layers.0.blocks.0."
-    inner = (block + key for key in ("ffn.fc1", "ffn.sg.conv", "attn.attns.0.pos.pos3.2"))
-    if not all(f"{key}.weight" in state for key in ("conv_first", "upsample.0", *inner)):
-        return None
-    dim = state["conv_first.weight"].shape[0]
-    expansion = state[block + "ffn.fc1.weight"].shape[0] / dim
-    light = "conv_last.weight" not in state
-    # One stage of the upsampler multiplies the area by its outputs over its inputs, or over RGB.
-    stages = [
-        state[key].shape for key in ("upsample.0.weight", "upsample.2.weight") if key in state
-    ]
-    area = math.prod(shape[0] // (3 if light else shape[1]) for shape in stages)
-    blocks = [key.split(".")[1] for key in state if key.endswith(".ffn.fc1.weight")]
-    depths = tuple(blocks.count(group) for group in dict.fromkeys(blocks))
-    settings = {
-        "scale": math.isqrt(area),
-        "dim": dim,
-        "depths": depths,
-        "heads": 2 * len(state[block + "attn.attns.0.pos.pos3.2.weight"]),
-        "expansion": expansion,
-        "light": light,
-    }
-    offsets = state.get(block + "attn.attns.0.rpe_biases")
-    if offsets is not None:
-        settings["split_size"] = tuple(int(v) + 1 for v in offsets[-1])
-    if light:
-        return "dat_light", settings
-    small = settings.get("split_size", (8, 16)) == (8, 16) and expansion == 2
-    return "dat_s" if small else "dat", settings

@@ -274,8 +274,10 @@ def adapter_defaults(dim: int) -> dict[str, dict]:
     return {
         "adaptir": {"target_modules": block + "mlp", "hidden": hidden, "gate": max(1, hidden // 4)},
         "lora": {"target_modules": block + "(qkv|proj)", "r": 4, "alpha": 4},
+        "adair": {"target_modules": block + "(proj|mlp)", "width": max(1, dim // 30)},
         "houlsby": {"target_modules": block + "(proj|mlp)", "bottleneck": max(1, dim // 30)},
         "adaptformer": {"target_modules": block + "mlp", "bottleneck": hidden},
+        "ssf": {"target_modules": block + r"(qkv|proj|mlp\.fc[12]|norm[12])"},
         "bitfit": {"target_modules": block + r"(qkv|proj|mlp\.fc[12]|norm[12])"},
     }
 

@@ -277,8 +277,10 @@ def adapter_defaults(dim: int) -> dict[str, dict]:
     return {
         "adaptir": {"target_modules": block + "mlp", "hidden": hidden, "gate": max(1, hidden // 4)},
         "lora": {"target_modules": linears, "r": 4, "alpha": 4},
+        "adair": {"target_modules": block + "(attn|mlp)", "width": hidden},
         "houlsby": {"target_modules": block + "(attn|mlp)", "bottleneck": hidden},
         "adaptformer": {"target_modules": block + "mlp", "bottleneck": 2 * hidden},
+        "ssf": {"target_modules": block + r"(attn\.(qkv|proj)|mlp\.fc[12]|norm[12])"},
         "bitfit": {"target_modules": block + r"(attn\.(qkv|proj)|mlp\.fc[12]|norm[12])"},
     }
 

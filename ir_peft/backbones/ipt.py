@@ -21,7 +21,15 @@ from torch import Tensor, nn
 
 from .chop import chop
 from .ipt_checkpoint import VARIANTS, checkpoint_filter, detect, official_state_dict
-from .layers import RGB_MEAN, Upsample, attention, mirror_pad, to_image, to_tokens
+from .layers import (
+    RGB_MEAN,
+    Upsample,
+    attention,
+    full_precision,
+    mirror_pad,
+    to_image,
+    to_tokens,
+)
 
 __all__ = ["IPT", "checkpoint_filter", "detect", "ipt", "ipt_mini", "official_state_dict"]
 
@@ -65,7 +73,7 @@ class MeanShift(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, 3, H, W), in full precision: half has too few digits for 0..255."""
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device):
             return super().forward(x.to(self.weight.dtype))
 
 
@@ -331,8 +339,10 @@ def adapter_defaults(dim: int) -> dict[str, dict]:
     return {
         "adaptir": {"target_modules": layer + "ffn", "hidden": hidden, "gate": max(1, hidden // 8)},
         "lora": {"target_modules": layer + r"\w+_attn\.(q|v)", "r": 12, "alpha": 12},
+        "adair": {"target_modules": layer + "(self_attn|ffn)", "width": max(1, dim // 48)},
         "houlsby": {"target_modules": layer + "(self_attn|ffn)", "bottleneck": max(1, dim // 48)},
         "adaptformer": {"target_modules": layer + "ffn", "bottleneck": hidden},
+        "ssf": {"target_modules": layer + r"(\w+_attn\.(q|k|v|out_proj)|ffn\.linear[12]|norm\d)"},
         "bitfit": {"target_modules": layer + r"(ffn\.linear[12]|norm[123])"},
     }
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import reflect_pad, shortest_ratio, to_image, to_tokens
+from .layers import full_precision, reflect_pad, shortest_ratio, to_image, to_tokens
 
 STAGES = (
     "encoder_level1", "encoder_level2", "encoder_level3", "latent",
@@ -47,7 +47,7 @@ class BiasFreeNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C), in fp32 inside."""
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device):
             wide = x.float()
             deviation = wide.var(dim=-1, correction=0, keepdim=True).add(self.eps).rsqrt()
             return (wide * deviation * self.weight).to(x.dtype)
@@ -96,7 +96,7 @@ class Attention(nn.Module):
 
     def weights(self, q: Tensor, k: Tensor, head: int) -> Tensor:
         """(B, N, d) -> (B, d, d), rows are queries; in fp32."""
-        with torch.autocast(q.device.type, enabled=False):
+        with full_precision(q.device):
             q, k = q.float(), k.float()
             norms = (torch.linalg.vector_norm(y, dim=1, keepdim=True) for y in (q, k))
             nq, nk = (norm.clamp_min(1e-12) for norm in norms)  # (B, 1, d)
@@ -256,8 +256,10 @@ def adapter_defaults(dim: int, biases: bool) -> dict[str, dict]:
     defaults = {
         "adaptir": {"target_modules": block + "ffn", "hidden": width, "gate": max(1, width // 4)},
         "lora": {"target_modules": lora, "r": max(1, dim // 3), "alpha": max(1, dim // 3)},
+        "adair": {"target_modules": block + "(attn|ffn)", "width": width},
         "houlsby": {"target_modules": block + "(attn|ffn)", "bottleneck": width},
         "adaptformer": {"target_modules": block + "ffn", "bottleneck": 2 * width},
+        "ssf": {"target_modules": f"{lora}|{block}norm[12]\\.body" if biases else lora},
     }
     if biases:
         defaults["bitfit"] = {"target_modules": block + r"norm[12]\.body"}

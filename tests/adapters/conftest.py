@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-METHODS = ["adaptir", "lora", "houlsby", "adaptformer", "bitfit", "full", "frozen"]
+METHODS = ["adaptir", "adair", "lora", "houlsby", "adaptformer", "ssf", "bitfit", "full", "frozen"]
 
 
 class Feed(nn.Module):
@@ -65,8 +65,10 @@ class Tiny(nn.Module):
         self.adapter_defaults = {
             "adaptir": {"target_modules": r"blocks\.\d+\.ffn", "hidden": 4},
             "lora": {"target_modules": r"blocks\.\d+\.(attn\.(qkv|proj)|ffn\.fc[12])", "r": 2},
+            "adair": {"target_modules": r"blocks\.\d+\.(attn|ffn)", "width": 3},
             "houlsby": {"target_modules": r"blocks\.\d+\.(attn|ffn)", "bottleneck": 3},
             "adaptformer": {"target_modules": r"blocks\.\d+\.ffn", "bottleneck": 3},
+            "ssf": {"target_modules": ("qkv", "proj", "fc1", "fc2", "norm1", "norm2", "bn")},
             "bitfit": {"target_modules": ("proj", "fc2", "norm1", "bn", "conv_last")},
         }
         self.conv_first = nn.Conv2d(3, dim, 3, padding=1)

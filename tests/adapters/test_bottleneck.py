@@ -82,5 +82,5 @@ def test_bitfit_is_a_change_of_the_bias(layer, shape):
     "layer", [nn.Linear(3, 3, bias=False), nn.LayerNorm((3, 4)), nn.GroupNorm(1, 3), nn.ReLU()]
 )
 def test_bitfit_needs_one_bias_for_each_channel(layer):
-    with pytest.raises(TypeError, match="BitFit needs"):
+    with pytest.raises(TypeError, match="BitFit needs|is needed"):
         BitFit.for_layer(layer, BitFitConfig())

@@ -57,6 +57,7 @@ def test_unknown_method_field_and_value(tiny):
         ("adaptir", "form", "both"), ("adaptir", "branches", ()),
         ("adaptir", "branches", ("lim", "fma")),
         ("houlsby", "bottleneck", True), ("houlsby", "activation", "silu"),
+        ("ssf", "init_std", -0.1), ("ssf", "init_std", "0.02"), ("ssf", "init_std", float("nan")),
         ("lora", "target_modules", 3),
         ("lora", "modules_to_save", "norm"), ("frozen", "modules_to_save", ("norm",)),
         ("full", "target_modules", ("fc1",)),
@@ -69,7 +70,7 @@ def test_layers_that_do_not_fit(tiny):
         ("lora", "norm", r"lora cannot adapt 'norm'.*LayerNorm"),
         ("adaptir", "norm", r"neither Linear nor Conv2d"),
         ("houlsby", r"blocks\.0\.site", r"'blocks.0.site': Identity is neither"),
-        ("bitfit", r"blocks\.0\.ffn", "BitFit needs"),
+        ("bitfit", r"blocks\.0\.ffn", "LayerNorm or BatchNorm with a weight is needed"),
     ]:
         refused(tiny, TypeError, match, method, target_modules=target)
     net = nn.Sequential(

@@ -6,6 +6,7 @@ Letters: B batch, C channels, H W pixels, h w window, nW windows, N tokens, d he
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 
 import torch
@@ -13,6 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # Mean colour of DIV2K, used by EDSR and everything after it.
+
+
+def full_precision(device: torch.device) -> AbstractContextManager:
+    """Inside, autocast is off; the meta device has none to switch off."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def head_padding(d: int, device: torch.device) -> int:
@@ -123,7 +129,7 @@ class DynamicPositionBias(nn.Module):
             return torch.cartesian_prod(rows, torch.arange(left, w, device=weight.device))
 
         offsets = grid(1 - h, 1 - w).to(weight.dtype)  # ((2h - 1) * (2w - 1), 2)
-        with torch.autocast(weight.device.type, enabled=False):
+        with full_precision(weight.device):
             table = self.pos3(self.pos2(self.pos1(self.pos_proj(offsets))))  # (offsets, heads)
         token = grid(0, 0)  # (N, 2)
         between = token[:, None] - token[None, :]  # (N, N, 2)

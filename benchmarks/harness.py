@@ -1,4 +1,4 @@
-"""What the benchmarks share: references with the same weights, timings, bytes, peaks and profiles."""
+"""What the benchmarks share: references with equal weights, timings, bytes, peaks, profiles."""
 
 from __future__ import annotations
 
@@ -78,10 +78,10 @@ def reference_of(model: nn.Module) -> nn.Module:
 
 
 def _dat(model: DAT) -> nn.Module:
-    from spandrel.architectures.DAT import DAT as Reference
+    import spandrel.architectures.DAT
 
     first, groups = model.layers[0].blocks[0], [len(group.blocks) for group in model.layers]
-    return Reference(
+    return spandrel.architectures.DAT.DAT(
         embed_dim=first.ffn.in_features,
         split_size=list(first.attn.attns[0].window),
         depth=groups,
@@ -94,12 +94,12 @@ def _dat(model: DAT) -> nn.Module:
 
 
 def _hat(model: HAT) -> nn.Module:
-    from spandrel.architectures.HAT import HAT as Reference
+    import spandrel.architectures.HAT
 
     groups = [group.residual_group for group in model.layers]
     block, overlap = groups[0].blocks[0], groups[0].overlap_attn
     dim = block.attn.in_features
-    return Reference(
+    return spandrel.architectures.HAT.HAT(
         img_size=4 * overlap.window,
         embed_dim=dim,
         depths=tuple(len(group.blocks) for group in groups),
@@ -116,10 +116,10 @@ def _hat(model: HAT) -> nn.Module:
 
 
 def _ipt(model: IPT) -> nn.Module:
-    from spandrel.architectures.IPT.__arch.ipt import IPT as Reference
+    from spandrel.architectures.IPT.__arch import ipt as spandrel
 
     layers = model.body.encoder.layers
-    reference = Reference(
+    reference = spandrel.IPT(
         patch_size=model.patch_size,
         patch_dim=model.body.patch_dim,
         n_feats=model.head[0][0].out_channels,

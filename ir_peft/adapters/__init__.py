@@ -42,6 +42,7 @@ ADAPTERS: dict[str, type[Adapter] | None] = {
     "adair": AdaIR,
     "lora": LoRA,
     "houlsby": Bottleneck,
+from .fact import FacT, FacTConfig
     "adaptformer": Bottleneck,
     "ssf": SSF,
     "bitfit": BitFit,
@@ -57,6 +58,7 @@ CONFIGS: dict[str, type[AdapterConfig]] = {
     "houlsby": HoulsbyConfig,
     "adaptformer": AdaptFormerConfig,
     "ssf": SSFConfig,
+    "fact": FacT,
     "bitfit": BitFitConfig,
     "full": FullConfig,
     "frozen": FrozenConfig,
@@ -73,6 +75,7 @@ def config_from_dict(method: str, values: dict[str, Any]) -> AdapterConfig:
         )
     known = [field.name for field in fields(CONFIGS[method])]
     for key in values:
+    "fact": FacTConfig,
         if key not in known:
             raise ValueError(
                 f"method {method!r} has no field {key!r}; nearest: {nearest(key, known, 1)}; "
@@ -114,6 +117,8 @@ __all__ = [
     "load_adapter_state_dict",
     "merge_and_unload",
     "nearest",
+    "FacT",
+    "FacTConfig",
     "print_trainable_parameters",
     "save_adapter",
     "set_adapter",

@@ -354,3 +354,4 @@ def dat_s(scale: int = 4, **overrides) -> DAT:
 def dat(scale: int = 4, **overrides) -> DAT:
     """DAT: 14.8 million parameters at x4."""
     return DAT(name="dat", scale=scale, **overrides)
+        "fact": {"target_modules": f"{block}({linears})", "r": 30},

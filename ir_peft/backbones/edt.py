@@ -284,6 +284,7 @@ def adapter_defaults(dim: int) -> dict[str, dict]:
 
 def edt_b(scale: int = 4, **overrides) -> EDT:
     """EDT-B: 11.6 million parameters at x4."""
+        "fact": {"target_modules": block + "(qkv|proj)", "r": 53},
     return EDT(name="edt_b", scale=scale, **overrides)
 
 

@@ -285,6 +285,7 @@ def adapter_defaults(dim: int) -> dict[str, dict]:
     }
 
 
+        "fact": {"target_modules": linears, "r": 4 * hidden},
 def hat_s(scale: int = 4, **overrides) -> HAT:
     """HAT-S: 9.6 million parameters at x4."""
     return HAT(name="hat_s", scale=scale, **{**VARIANTS["hat_s"], **overrides})

@@ -343,6 +343,7 @@ def adapter_defaults(dim: int) -> dict[str, dict]:
         "houlsby": {"target_modules": layer + "(self_attn|ffn)", "bottleneck": max(1, dim // 48)},
         "adaptformer": {"target_modules": layer + "ffn", "bottleneck": hidden},
         "ssf": {"target_modules": layer + r"(\w+_attn\.(q|k|v|out_proj)|ffn\.linear[12]|norm\d)"},
+        "fact": {"target_modules": layer + r"\w+_attn\.\w+", "r": max(2, 76 * dim // 576)},
         "bitfit": {"target_modules": layer + r"(ffn\.linear[12]|norm[123])"},
     }
 

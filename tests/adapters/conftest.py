@@ -6,7 +6,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-METHODS = ["adaptir", "adair", "lora", "houlsby", "adaptformer", "ssf", "bitfit", "full", "frozen"]
+METHODS = [
+    "adaptir",
+    "adair",
+    "lora",
+    "houlsby",
+    "adaptformer",
+    "ssf",
+    "fact",
+    "bitfit",
+    "full",
+    "frozen",
+]
 
 
 class Feed(nn.Module):
@@ -69,6 +80,7 @@ class Tiny(nn.Module):
             "houlsby": {"target_modules": r"blocks\.\d+\.(attn|ffn)", "bottleneck": 3},
             "adaptformer": {"target_modules": r"blocks\.\d+\.ffn", "bottleneck": 3},
             "ssf": {"target_modules": ("qkv", "proj", "fc1", "fc2", "norm1", "norm2", "bn")},
+            "fact": {"target_modules": r"blocks\.\d+\.(attn\.(qkv|proj)|ffn\.fc[12])", "r": 3},
             "bitfit": {"target_modules": ("proj", "fc2", "norm1", "bn", "conv_last")},
         }
         self.conv_first = nn.Conv2d(3, dim, 3, padding=1)

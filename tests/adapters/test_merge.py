@@ -28,7 +28,7 @@ def assert_same(before, after):
         assert torch.equal(value, after[1][key]), key
 
 
-@pytest.mark.parametrize("kind", ["lora", "ssf", "bitfit"])
+@pytest.mark.parametrize("kind", ["lora", "ssf", "fact", "bitfit"])
 def test_merge(tiny, x, kind, helpers):
     tiny, x = tiny.double(), x.double()
     before = snapshot(tiny)

@@ -109,6 +109,7 @@ def test_counts_on_dat_light():
         ("adair", 36 * 2 * 60 * 8),
         ("adaptformer", 18 * (2 * 60 * 16 + 16 + 60)),
         ("ssf", 2 * 18 * (180 + 60 + 120 + 60 + 60 + 60)),
+        ("fact", 2 * 60 * 30 + 30**3 + 18 * (3 + 1 + 2 + 2) * 30),
         ("bitfit", 18 * (180 + 60 + 120 + 60 + 60 + 60)),
     ]:
         attach_adapter(dat, method)

@@ -265,7 +265,7 @@ def test_adapter_defaults_name_existing_modules():
         method: sum(bool(re.fullmatch(d["target_modules"], n)) for n, _ in model.named_modules())
         for method, d in model.adapter_defaults.items()
     }
-    assert counts == {"adaptir": 3, "lora": 12, "adair": 6, "houlsby": 6, "adaptformer": 3, "ssf": 18, "bitfit": 18}
+    assert counts == {"adaptir": 3, "lora": 12, "adair": 6, "houlsby": 6, "adaptformer": 3, "ssf": 18, "fact": 12, "bitfit": 18}
 
 
 def test_detect_reads_every_width():

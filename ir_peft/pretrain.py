@@ -32,17 +32,24 @@ from .data.degradations import (
     GaussianNoise,
     OneOf,
     Rain,
+    RandomOrder,
 )
 from .evaluate import evaluate
 from .files import write_bytes, write_text
 from .provenance import device_name, git_state, versions
 from .train import train
 
-RAIN = OneOf(Rain("light"), Rain("heavy"))
-SELF_SUPERVISED = OneOf(
-    GaussianNoise((0.0, 50.0)), GaussianBlur((0.2, 3.0)), DownUp((2, 3, 4)), RAIN
-)
+SINGLES: dict[str, Degradation] = {
+    "noise": GaussianNoise((0.0, 50.0)),
+    "blur": GaussianBlur((0.2, 3.0)),
+    "down_up": DownUp((2, 3, 4)),
+    "rain": OneOf(Rain("light"), Rain("heavy")),
+}
+SELF_SUPERVISED = OneOf(*SINGLES.values())
 """AdaIR's phase 1 as we read it: one synthetic degradation for each image, drawn uniformly."""
+
+CROP, CARD_CROP = 96, 288
+"""Sides in pixels of the centre crops that are restored during training, and for the card."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,22 @@ class Recipe:
     """Share of dead leaves among the training patches."""
 
 
+TRANSFER: dict[str, Degradation] = {
+    **SINGLES,
+    "mixed": SELF_SUPERVISED,
+    "random_order": RandomOrder(*SINGLES.values()),
+    "identity": GaussianNoise(0.0),  # Clean from clean: what any pretraining has to beat.
+}
+"""What the bases of the transfer study learn from, all with the same effort."""
+
+_RESTORMER = Recipe(
+    backbone="restormer_mini",
+    source="AdaIR (arXiv 2404.11475), phase 1: clean images from synthetic degradations, L1. "
+    "The paper's degradations and their ranges are unknown to us: these are our choice.",
+    tasks={"self_supervised": SELF_SUPERVISED},
+    tests=("denoise25", "gaussian_deblur", "sr4_same_size", "derain_light", "derain_heavy"),
+    lq_size=64,
+)
 _SR = Recipe(
     backbone="hat_mini",
     scale=2,
@@ -103,18 +126,18 @@ RECIPES: dict[str, Recipe] = {
         tests=("sr2", "sr3", "sr4", "derain_light", "denoise30", "denoise50"),
         batch_size=6,
     ),
-    "restormer_mini": Recipe(
-        backbone="restormer_mini",
-        source="AdaIR (arXiv 2404.11475), phase 1: clean images from synthetic degradations, L1. "
-        "The paper's degradations and their ranges are unknown to us: these are our choice.",
-        tasks={"self_supervised": SELF_SUPERVISED},
-        tests=("denoise25", "gaussian_deblur", "sr4_same_size", "derain_light", "derain_heavy"),
-        lq_size=64,
-    ),
+    "restormer_mini": _RESTORMER,
     "hat_mini_x2": _SR,
     "hat_mini_x4": replace(
         _SR, scale=4, start="hat_mini_x2", tasks={"sr4": Bicubic(4)}, tests=("sr4",)
     ),
+    # Short runs, so the average of the weights is short as well: else it keeps the random start.
+    **{
+        f"restormer_mini_{name}": replace(
+            _RESTORMER, tasks={name: degradation}, steps=1_500, lq_size=48, ema=0.99
+        )
+        for name, degradation in TRANSFER.items()
+    },
 }
 """Recipe of each tag that `load_backbone` knows after it."""
 
@@ -184,13 +207,12 @@ def pretrain(
         out=folder / name,
         checkpoint_every=max(1, recipe.steps // 50),
         log_every=max(1, recipe.steps // 100),
-        validate=partial(validate, tests=recipe.tests, crop=96),
+        validate=partial(validate, tests=recipe.tests, crop=CROP),
         validate_every=max(1, recipe.steps // 10),
         before_step=switch and (lambda step: switch(data.task(step))),
         seed=seed,
         progress=progress,
     )
-    tests = tuple(recipe.tests)
     card = {
         "tag": name,
         "recipe": asdict(recipe) | {"tasks": {k: repr(d) for k, d in recipe.tasks.items()}},
@@ -198,8 +220,8 @@ def pretrain(
         "parameters": sum(p.numel() for p in model.parameters()),
         "training_photographs": [photo.name for photo in photos.train_photos()],
         "validation_photographs": [photo.name for photo in photos.validation_photos()],
-        "validation": scores(model, tests, crop=288),
-        "metric": "PSNR in dB on RGB, no border, 8 bits; centre crops of at most 288 pixels",
+        "validation": scores(model, recipe.tests, crop=CARD_CROP),
+        "metric": f"PSNR in dB on RGB, no border, 8 bits; centre crops of {CARD_CROP} pixels",
         "curve": result.curve,
         "seconds": result.seconds,
         "peak_memory": {"bytes": result.peak_memory_bytes, "what": result.memory_kind},
@@ -248,13 +270,7 @@ def scores(model: nn.Module, tests: tuple[str, ...], crop: int) -> dict[str, dic
     found = {}
     for name in tests:
         degradation = degradations.TEST_TASKS[name]
-        pairs = [
-            pair
-            for photo in photos.validation_photos()
-            for pair in patches.make_test_pairs(
-                [photo], degradation, crop=min(crop, *photo.image.shape[:2])
-            )
-        ]
+        pairs = patches.make_test_pairs(photos.validation_photos(), degradation, crop=crop)
         if default is not None:
             model.set_task(name)
         scale = patches.integer_scale(degradation)

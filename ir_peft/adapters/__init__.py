@@ -32,6 +32,7 @@ from .core import (
     trainable_parameters,
     unload,
 )
+from .fact import FacT, FacTConfig
 from .lora import LoRA, LoRAConfig
 from .rows import FrozenConfig, FullConfig
 from .sites import nearest
@@ -42,9 +43,9 @@ ADAPTERS: dict[str, type[Adapter] | None] = {
     "adair": AdaIR,
     "lora": LoRA,
     "houlsby": Bottleneck,
-from .fact import FacT, FacTConfig
     "adaptformer": Bottleneck,
     "ssf": SSF,
+    "fact": FacT,
     "bitfit": BitFit,
     "full": None,
     "frozen": None,
@@ -58,7 +59,7 @@ CONFIGS: dict[str, type[AdapterConfig]] = {
     "houlsby": HoulsbyConfig,
     "adaptformer": AdaptFormerConfig,
     "ssf": SSFConfig,
-    "fact": FacT,
+    "fact": FacTConfig,
     "bitfit": BitFitConfig,
     "full": FullConfig,
     "frozen": FrozenConfig,
@@ -75,7 +76,6 @@ def config_from_dict(method: str, values: dict[str, Any]) -> AdapterConfig:
         )
     known = [field.name for field in fields(CONFIGS[method])]
     for key in values:
-    "fact": FacTConfig,
         if key not in known:
             raise ValueError(
                 f"method {method!r} has no field {key!r}; nearest: {nearest(key, known, 1)}; "
@@ -97,6 +97,8 @@ __all__ = [
     "BitFit",
     "BitFitConfig",
     "Bottleneck",
+    "FacT",
+    "FacTConfig",
     "FrozenConfig",
     "FullConfig",
     "HoulsbyConfig",
@@ -117,8 +119,6 @@ __all__ = [
     "load_adapter_state_dict",
     "merge_and_unload",
     "nearest",
-    "FacT",
-    "FacTConfig",
     "print_trainable_parameters",
     "save_adapter",
     "set_adapter",

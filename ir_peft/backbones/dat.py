@@ -335,6 +335,7 @@ def adapter_defaults(dim: int) -> dict[str, dict]:
         "houlsby": {"target_modules": block + "(attn|ffn)", "bottleneck": 8},
         "adaptformer": {"target_modules": block + "ffn", "bottleneck": 16},
         "ssf": {"target_modules": f"{block}({linears}|norm1|norm2)"},
+        "fact": {"target_modules": f"{block}({linears})", "r": 30},
         "bitfit": {"target_modules": f"{block}({linears}|norm1|norm2)"},
     }
 
@@ -354,4 +355,3 @@ def dat_s(scale: int = 4, **overrides) -> DAT:
 def dat(scale: int = 4, **overrides) -> DAT:
     """DAT: 14.8 million parameters at x4."""
     return DAT(name="dat", scale=scale, **overrides)
-        "fact": {"target_modules": f"{block}({linears})", "r": 30},

@@ -278,13 +278,13 @@ def adapter_defaults(dim: int) -> dict[str, dict]:
         "houlsby": {"target_modules": block + "(proj|mlp)", "bottleneck": max(1, dim // 30)},
         "adaptformer": {"target_modules": block + "mlp", "bottleneck": hidden},
         "ssf": {"target_modules": block + r"(qkv|proj|mlp\.fc[12]|norm[12])"},
+        "fact": {"target_modules": block + "(qkv|proj)", "r": 53},
         "bitfit": {"target_modules": block + r"(qkv|proj|mlp\.fc[12]|norm[12])"},
     }
 
 
 def edt_b(scale: int = 4, **overrides) -> EDT:
     """EDT-B: 11.6 million parameters at x4."""
-        "fact": {"target_modules": block + "(qkv|proj)", "r": 53},
     return EDT(name="edt_b", scale=scale, **overrides)
 
 

@@ -281,11 +281,11 @@ def adapter_defaults(dim: int) -> dict[str, dict]:
         "houlsby": {"target_modules": block + "(attn|mlp)", "bottleneck": hidden},
         "adaptformer": {"target_modules": block + "mlp", "bottleneck": 2 * hidden},
         "ssf": {"target_modules": block + r"(attn\.(qkv|proj)|mlp\.fc[12]|norm[12])"},
+        "fact": {"target_modules": linears, "r": 4 * hidden},
         "bitfit": {"target_modules": block + r"(attn\.(qkv|proj)|mlp\.fc[12]|norm[12])"},
     }
 
 
-        "fact": {"target_modules": linears, "r": 4 * hidden},
 def hat_s(scale: int = 4, **overrides) -> HAT:
     """HAT-S: 9.6 million parameters at x4."""
     return HAT(name="hat_s", scale=scale, **{**VARIANTS["hat_s"], **overrides})

@@ -1,13 +1,18 @@
 """Whole images: tiles equal the whole where they can, symmetric ensembles, bounded memory."""
 
+import gc
 import math
+import weakref
+from collections import Counter, deque
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from ir_peft.inference import AUTO_TILE, restore
+from ir_peft.inference import AUTO_TILE, restore, restore_strips
 
 
 def image(*shape, seed=0):
@@ -60,29 +65,94 @@ def test_every_tile_lies_inside_the_image_and_the_last_ends_with_it():
     assert {t.shape for t in seen} == {(1, 3, 8, 8)}
 
 
-def test_inner_pixels_of_a_receptive_field_are_exact_and_seams_are_blended():
+@pytest.mark.parametrize("size", [(40, 40), (41, 57), (21, 100)])
+def test_seams_of_a_local_model_are_exact_from_four_radii_of_overlap_on(size):
+    model, x = Blur().double(), image(3, *size).double()
+    whole = restore(model, x)
+    for overlap in (8, 9, 12, 19):
+        tiled = restore(model, x, tile=20, overlap=overlap)
+        torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-14)
+    for overlap in (0, 4):
+        error = (restore(model, x, tile=20, overlap=overlap) - whole).abs()
+        assert error.max() > 1e-4
+
+
+def test_seams_are_errors_within_the_radius_of_a_cut_and_blending_makes_them_smaller():
     x = image(3, 40, 40)
     whole, hard = restore(Blur(), x), restore(Blur(), x, tile=20, overlap=0)
-    blended = restore(Blur(), x, tile=20, overlap=10)
+    blended = restore(Blur(), x, tile=20, overlap=6)
     near = torch.zeros(40, dtype=torch.bool)
     near[18:22] = True
-    near = near[:, None] | near[None, :]  # Within the filter's radius of a seam.
+    near = near[:, None] | near[None, :]
     error = (hard - whole).abs().amax(0)
     assert error[~near].max() < 1e-6 < error[near].max()
     assert (blended - whole).abs().max() < 0.5 * (hard - whole).abs().max()
 
 
-def test_the_blend_is_a_linear_ramp():
+def test_the_blend_is_a_linear_ramp_over_the_middle_of_the_overlap():
     calls = iter(range(10))
 
     def model(x):  # The first tile is 0, the second 1.
         return torch.full_like(x, float(next(calls)))
 
-    out = restore(model, image(3, 4, 12), tile=8, overlap=4)
-    assert torch.equal(out[:, :, :4], torch.zeros(3, 4, 4))
-    assert torch.equal(out[:, :, 8:], torch.ones(3, 4, 4))
+    out = restore(model, image(3, 4, 24), tile=16, overlap=8)
+    assert torch.equal(out[:, :, :10], torch.zeros(3, 4, 10))
+    assert torch.equal(out[:, :, 14:], torch.ones(3, 4, 10))
     expected = torch.tensor([0.125, 0.375, 0.625, 0.875]).expand(3, 4, 4)
-    torch.testing.assert_close(out[:, :, 4:8], expected)
+    torch.testing.assert_close(out[:, :, 10:14], expected)
+
+
+def weighted_mean(size, tile, overlap, values):
+    """The definition: every tile's value, weighted by a product of two ramps, over the weights."""
+    grids = []
+    for length in size:
+        starts = [*range(0, length - tile, tile - overlap), length - tile]
+        ramps = torch.zeros(len(starts), length)
+        for ramp, start in zip(ramps, starts, strict=True):
+            for k in range(tile):
+                cuts = ([k] if start else []) + ([tile - 1 - k] if start != starts[-1] else [])
+                rise = [(cut + 0.5 - overlap / 4) / (overlap / 2) for cut in cuts]
+                ramp[start + k] = min(max(min(rise, default=1), 0), 1)
+        grids.append(ramps)
+    weights = torch.einsum("iy,jx->ijyx", *grids).flatten(0, 1)
+    return torch.einsum("n,nyx->yx", torch.tensor(values), weights) / weights.sum(0)
+
+
+@pytest.mark.parametrize("size, count", [((20, 35), 8), ((30, 12), 4), ((13, 21), 6)])
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_the_blend_is_the_weighted_mean_by_its_definition(size, count, batch_size):
+    values = image(count, seed=1).tolist()
+    left = iter(values)
+
+    def model(x):
+        return torch.stack([torch.full_like(one, next(left)) for one in x])
+
+    x = image(3, *size)
+    out = restore(model, x, tile=12, overlap=4, batch_size=batch_size)
+    expected = weighted_mean(size, 12, 4, values).expand(3, *size)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-6)
+
+
+def test_strips_are_the_rows_of_the_whole_and_cost_only_what_is_asked_for():
+    model, x = Pointwise(), image(2, 3, 50, 21)
+    options = {"tile": 16, "overlap": 4, "batch_size": 3}
+    whole = restore(model, x, **options)
+    strips = list(restore_strips(model, x, **options))
+    assert [strip.shape[2] for strip in strips] == [24, 24, 20, 32]
+    assert torch.equal(torch.cat(strips, dim=2), whole)
+    assert not any(strip.is_inference() for strip in strips)
+    one = list(restore_strips(model, x[0], **options))
+    assert torch.equal(torch.cat(one, dim=1), whole[0])
+    model.sizes.clear()
+    model.train()
+    next(iter(restore_strips(model, x[:1], **options)))
+    assert model.sizes == [(2, 3, 16, 16)]  # One row of tiles.
+    assert model.training and torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+
+
+def test_strips_refuse_wrong_arguments_before_the_first_is_asked_for():
+    with pytest.raises(ValueError, match="overlap=9"):
+        restore_strips(Pointwise(), image(3, 9, 9), tile=8, overlap=9)
 
 
 def test_auto_takes_small_images_whole_and_large_ones_in_tiles():
@@ -91,7 +161,26 @@ def test_auto_takes_small_images_whole_and_large_ones_in_tiles():
     assert model.sizes == [(1, 3, AUTO_TILE, 40)]
     model.sizes.clear()
     restore(model, image(3, 40, AUTO_TILE + 1), tile="auto")
+    assert model.sizes == [(1, 3, 40, 160)] * 2  # Two of 160 cover what two of 256 would.
+    model.sizes.clear()
+    restore(model, image(3, 40, 2 * AUTO_TILE - 16), tile="auto")
     assert model.sizes == [(1, 3, 40, AUTO_TILE)] * 2
+    model.size_multiple, model.sizes = 48, []
+    restore(model, image(3, 40, 300), tile="auto")
+    assert model.sizes == [(1, 3, 40, 192)] * 2
+
+
+@pytest.mark.parametrize("overlap", [0, 5, 16, 40, 200])
+@pytest.mark.parametrize("length", [257, 300, 496, 497, 800, 1999])
+def test_auto_needs_no_more_tiles_than_of_the_full_side(length, overlap):
+    model = Pointwise(scale=1)
+    restore(model, image(3, 1, length), tile=AUTO_TILE, overlap=overlap)
+    full, model.sizes = len(model.sizes), []
+    restore(model, image(3, 1, length), tile="auto", overlap=overlap)
+    (side,) = {shape[3] for shape in model.sizes}
+    assert len(model.sizes) == full and side <= AUTO_TILE
+    # And no smaller multiple of 32 would do.
+    assert full * (side - 32) - (full - 1) * overlap < length
 
 
 def test_batches():
@@ -176,16 +265,81 @@ def test_the_input_is_left_alone():
     assert torch.equal(x, before)
 
 
-def test_memory_is_bounded_by_the_tile():
-    largest = 0
+class Live(TorchDispatchMode):
+    """Counts the bytes of the storages of all tensors made inside that are alive; `peak` of them.
 
-    def model(x):
-        nonlocal largest
-        largest = max(largest, x.numel())
-        return x
+    A storage lives as long as a tensor on it does; temporaries inside one operator do not count.
+    """
 
-    restore(model, image(3, 301, 200), tile=32, overlap=8, batch_size=2)
-    assert largest == 2 * 3 * 32 * 32
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self.users = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        given = {t.untyped_storage().data_ptr() for t in self.tensors(args, kwargs)}
+        for tensor in self.tensors(result):
+            self.watch(tensor, tensor.untyped_storage(), given)
+        return result
+
+    def tensors(self, *trees):
+        return [leaf for leaf in tree_leaves(trees) if isinstance(leaf, torch.Tensor)]
+
+    def watch(self, tensor, storage, given):
+        key, size = storage.data_ptr(), storage.nbytes()
+        if not self.users[key]:
+            if key in given:
+                return  # A view of a tensor from outside.
+            self.now += size
+            self.peak = max(self.peak, self.now)
+        self.users[key] += 1
+        weakref.finalize(tensor, self.gone, key, size)
+
+    def gone(self, key, size):
+        self.users[key] -= 1
+        if not self.users[key]:
+            self.now -= size
+
+
+def live_bytes(run):
+    with Live() as live:
+        run()
+    gc.collect()
+    assert live.now == 0  # Else the count itself would be wrong.
+    return live.peak
+
+
+@pytest.mark.parametrize("self_ensemble", [False, True])
+def test_peak_memory_is_the_output_and_a_row_of_tiles(self_ensemble):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 48, 3, padding=1), nn.PixelShuffle(4))
+    options = {"tile": 16, "overlap": 4, "self_ensemble": self_ensemble}
+
+    def whole(H, W):
+        x = image(3, H, W)
+        return live_bytes(lambda: restore(model, x, **options))
+
+    def strips(H, W):
+        x = image(3, H, W)
+        return live_bytes(lambda: deque(restore_strips(model, x, **options), maxlen=0))
+
+    def output(H, W):
+        return 4 * 3 * 4 * H * 4 * W
+
+    # Strips: the same at any height; a wider image adds a row of tiles and its overlaps.
+    assert strips(40, 16) == strips(100, 16)
+    assert strips(16, 100) - strips(16, 40) <= 1.5 * output(16, 60)
+    # The whole: nothing of the image's size but the output.
+    assert whole(100, 16) - whole(40, 16) == output(60, 16)
+    assert whole(100, 16) - output(100, 16) <= strips(100, 16)
+
+
+def test_checking_an_image_makes_no_other_of_its_size():
+    x = image(3, 64, 64)
+    with Live() as live:
+        restore_strips(lambda x: x, x)
+    assert live.peak < 100
 
 
 @pytest.mark.parametrize("bad, error, message", [

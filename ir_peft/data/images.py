@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image, ImageOps
 
 from ir_peft.files import atomic_path
 
-__all__ = ["as_tensor", "read_image", "write_image"]
+__all__ = ["as_tensor", "read_image", "write_image", "write_strips"]
 
 FORMATS = {
     ".png": {"format": "PNG"},
@@ -25,6 +26,9 @@ FORMATS = {
     ".bmp": {"format": "BMP"},
 }
 """Suffixes that `write_image` knows, and how it writes them."""
+
+SIDES = {"WEBP": 16383, "JPEG": 65500}
+"""Longest side of an image, where a format has one [pixels]."""
 
 
 def as_tensor(image: np.ndarray) -> torch.Tensor:
@@ -86,16 +90,55 @@ def write_image(path: str | Path, image: torch.Tensor) -> None:
         TypeError: the image is not floating point.
         OSError: the folder cannot be written; an old file stays as it was.
     """
+    if image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
+        raise ValueError(f"{path}: expected an RGB image (3, H, W), got {tuple(image.shape)}")
+    write_strips(path, image.split(256, dim=1), *image.shape[1:])
+
+
+def write_strips(path: str | Path, strips: Iterable[torch.Tensor], height: int, width: int) -> None:
+    """Write an image file as `write_image` does, from its rows, which need not exist at once.
+
+    The path is checked before the first strip is asked for. The image is kept as 4 bytes a pixel.
+
+    Args:
+        path: Its suffix chooses the format: .png, .jpg, .webp, .tif, .bmp.
+        strips: (3, n, width) floating point, on the [0, 1] scale, from the top down.
+        height: The sum of the n.
+        width: Of the image, as height in pixels.
+
+    Raises:
+        ValueError: the suffix is unknown, the format is for smaller images, or a strip is not
+            finite or has another shape.
+        TypeError: a strip is not floating point.
+        OSError: the folder cannot be written; an old file stays as it was.
+    """
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
         raise ValueError(f"{path}: unknown image suffix; there are {', '.join(FORMATS)}")
-    if not image.is_floating_point():
-        raise TypeError(f"{path}: expected floating point in [0, 1], got {image.dtype}")
-    if image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
-        raise ValueError(f"{path}: expected an RGB image (3, H, W), got {tuple(image.shape)}")
-    if not image.isfinite().all():
-        raise ValueError(f"{path}: the image has NaN or infinite pixels")
-    levels = (image.detach().float().clamp(0, 1) * 255).round().byte()
-    pixels = np.ascontiguousarray(levels.permute(1, 2, 0).cpu().numpy())  # (H, W, 3)
+    options = FORMATS[path.suffix.lower()]
+    limit = SIDES.get(options["format"], max(height, width))
+    if max(height, width) > limit:
+        raise ValueError(
+            f"{path}: {width} x {height} pixels, {options['format']} has at most {limit} a side"
+        )
     with atomic_path(path) as temporary:
-        Image.fromarray(pixels).save(temporary, **FORMATS[path.suffix.lower()])
+        canvas, top = Image.new("RGB", (width, height)), 0
+        for strip in strips:
+            if not strip.is_floating_point():
+                raise TypeError(f"{path}: expected floating point in [0, 1], got {strip.dtype}")
+            shape = tuple(strip.shape)
+            if len(shape) != 3 or shape[::2] != (3, width) or top + shape[1] > height:
+                raise ValueError(
+                    f"{path}: a strip {shape} from row {top} on does not fit into an image "
+                    f"{(3, height, width)}"
+                )
+            if not strip.isfinite().all():
+                raise ValueError(f"{path}: the image has NaN or infinite pixels")
+            levels = (strip.detach().float().clamp(0, 1) * 255).round().byte()
+            pixels = np.ascontiguousarray(levels.permute(1, 2, 0).cpu().numpy())  # (n, width, 3)
+            canvas.paste(Image.fromarray(pixels), (0, top))
+            top += shape[1]
+            del strip, levels, pixels  # Or they would stay alive while the next ones are made.
+        if top != height:
+            raise ValueError(f"{path}: {top} rows came of {height}")
+        canvas.save(temporary, **options)

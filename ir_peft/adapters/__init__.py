@@ -37,6 +37,7 @@ from .lora import LoRA, LoRAConfig
 from .rows import FrozenConfig, FullConfig
 from .sites import nearest
 from .ssf import SSF, SSFConfig
+from .vpt import VPT, VPTConfig
 
 ADAPTERS: dict[str, type[Adapter] | None] = {
     "adaptir": AdaptIR,
@@ -44,6 +45,7 @@ ADAPTERS: dict[str, type[Adapter] | None] = {
     "lora": LoRA,
     "houlsby": Bottleneck,
     "adaptformer": Bottleneck,
+    "vpt": VPT,
     "ssf": SSF,
     "fact": FacT,
     "bitfit": BitFit,
@@ -58,6 +60,7 @@ CONFIGS: dict[str, type[AdapterConfig]] = {
     "lora": LoRAConfig,
     "houlsby": HoulsbyConfig,
     "adaptformer": AdaptFormerConfig,
+    "vpt": VPTConfig,
     "ssf": SSFConfig,
     "fact": FacTConfig,
     "bitfit": BitFitConfig,
@@ -106,6 +109,10 @@ __all__ = [
     "LoRAConfig",
     "SSF",
     "SSFConfig",
+    "SpatialAdapter",
+    "StereoAdapter",
+    "VPT",
+    "VPTConfig",
     "active_adapter",
     "adapter_names",
     "adapter_state_dict",

@@ -141,8 +141,12 @@ class FFN(nn.Module):
 class EncoderLayer(nn.Module):
     """Self-attention and feed-forward network, each on the layer-normed input (Eq. 2)."""
 
+    channels_last = True
+    any_tokens = True  # H x W is a number of tokens and no grid: all attend to all.
+
     def __init__(self, dim: int, heads: int, hidden: int, out_bias: bool):
         super().__init__()
+        self.in_features = self.out_features = dim
         self.self_attn = Attention(dim, heads, out_bias)
         self.ffn = FFN(dim, hidden)
         self.norm1 = nn.LayerNorm(dim)
@@ -342,6 +346,7 @@ def adapter_defaults(dim: int) -> dict[str, dict]:
         "adair": {"target_modules": layer + "(self_attn|ffn)", "width": max(1, dim // 48)},
         "houlsby": {"target_modules": layer + "(self_attn|ffn)", "bottleneck": max(1, dim // 48)},
         "adaptformer": {"target_modules": layer + "ffn", "bottleneck": hidden},
+        "vpt": {"target_modules": layer.removesuffix(r"\."), "prompts": 64},
         "ssf": {"target_modules": layer + r"(\w+_attn\.(q|k|v|out_proj)|ffn\.linear[12]|norm\d)"},
         "fact": {"target_modules": layer + r"\w+_attn\.\w+", "r": max(2, 76 * dim // 576)},
         "bitfit": {"target_modules": layer + r"(ffn\.linear[12]|norm[123])"},

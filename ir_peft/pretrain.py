@@ -191,7 +191,7 @@ def pretrain(
         length=recipe.steps * recipe.batch_size,
         deadleaves_share=recipe.deadleaves_share,
     )
-    switch = getattr(model, "set_task", None)
+    switch, default = getattr(model, "set_task", None), getattr(model, "task", None)
     result = train(
         model,
         data,
@@ -213,6 +213,8 @@ def pretrain(
         seed=seed,
         progress=progress,
     )
+    if default is not None:  # Training ends at the task of the last step.
+        switch(default)
     card = {
         "tag": name,
         "recipe": asdict(recipe) | {"tasks": {k: repr(d) for k, d in recipe.tasks.items()}},
@@ -255,7 +257,6 @@ def initial_model(recipe: Recipe, seed: int, out: Path) -> nn.Module:
         own = model.state_dict()
         fits = {k: v for k, v in start.items() if k in own and own[k].shape == v.shape}
         model.load_state_dict(own | fits)
-    # A model with several heads starts, and ends, at its default task.
     return model
 
 

@@ -152,11 +152,14 @@ class DownUp(Degradation):
 
     scales: tuple[int, ...] = (4,)
     """Down-sampling factors; each image draws one."""
+    quantize: Quantize = None
+    """What is left: floats, rounded or truncated 8 bits."""
 
     def __post_init__(self):
         good = isinstance(self.scales, tuple) and self.scales
         if not good or not all(isinstance(s, int) and s > 1 for s in self.scales):
             raise ValueError(f"scales must be a tuple of integers above 1, got {self.scales!r}")
+        check_quantize(self.quantize)
 
     @property
     def random(self) -> bool:
@@ -167,7 +170,8 @@ class DownUp(Degradation):
         index = 0 if generator is None else int(uniform(0, len(self.scales), generator))
         s = self.scales[index]
         enlarged = bicubic_resize(Bicubic(s)(x), s)  # A side grows to the next multiple of s.
-        return enlarged[:, : x.shape[1], : x.shape[2]].clamp(0, 1)
+        cropped = enlarged[:, : x.shape[1], : x.shape[2]].clamp(0, 1)
+        return to_8_bit(cropped, self.quantize)
 
 
 @dataclass(frozen=True)
@@ -241,7 +245,7 @@ TASKS: dict[str, Degradation] = {
     "sr3": Bicubic(3),
     "sr4": Bicubic(4),
     # Super-resolution in a network without an upsampler.
-    "sr4_same_size": DownUp((4,)),
+    "sr4_same_size": DownUp((4,), quantize="round"),
     "denoise15": GaussianNoise(15, quantize="truncate"),
     "denoise25": GaussianNoise(25, quantize="truncate"),
     "denoise30": GaussianNoise(30, quantize="truncate"),

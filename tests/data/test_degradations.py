@@ -17,12 +17,15 @@ from ir_peft.data.degradations import (
     TEST_TASKS,
     Bicubic,
     Compose,
+    DownUp,
     GaussianBlur,
     GaussianNoise,
     Haze,
     LowLight,
     MotionBlur,
+    OneOf,
     Rain,
+    RandomOrder,
     bicubic_resize,
     task,
 )
@@ -33,6 +36,9 @@ EVERY = {
     **{f"test-{name}": d for name, d in TEST_TASKS.items()},
     "noise-range": GaussianNoise((0, 50), clip=False),
     "blur-range": GaussianBlur((0.2, 3.0)),
+    "down-up-same-size": DownUp((2, 3, 4)),
+    "one-of": OneOf(GaussianNoise((0, 50)), GaussianBlur((0.2, 3.0)), JPEG(30)),
+    "random-order": RandomOrder(GaussianNoise(20), GaussianBlur(2.0), JPEG(30)),
     "down-up": Compose(Bicubic(3, quantize=None), Bicubic(Fraction(1, 3), quantize=None)),
 }
 
@@ -343,3 +349,55 @@ def test_unknown_names_are_refused():
         GaussianBlur(kernel_size=20)
     with pytest.raises(ValueError, match="cannot hold"):
         MotionBlur(length=30.0)
+
+
+# ---------------------------------------------------------------- combinations
+
+
+def test_down_up_is_a_saved_small_image_enlarged(photo):
+    x = photo[:, :115, :143]
+    got = DownUp((4,))(x)
+    expected = bicubic_resize(Bicubic(4)(x), 4)[:, :115, :143].clamp(0, 1)
+    assert torch.equal(got, expected)
+    assert {d.scale for d in (DownUp((2, 3)), OneOf(Bicubic(2), Bicubic(2)))} == {1, 2}
+
+
+def test_one_of_draws_each_choice_as_often():
+    """Black, grey and white images tell which choice was taken."""
+
+    class Paint(GaussianNoise):
+        def _apply(self, x, generator):
+            return torch.full_like(x, self.sigma)
+
+    d = OneOf(*(Paint(level) for level in (0.0, 0.5, 1.0)))
+    levels = d(torch.zeros(600, 3, 1, 1), seeded())[:, 0, 0, 0]
+    counts = [(levels == level).sum().item() for level in (0.0, 0.5, 1.0)]
+    assert sum(counts) == 600 and min(counts) > 160
+
+
+def test_random_order_applies_all_in_every_order(photo):
+    first, second = GaussianBlur(2.0), JPEG(10)
+    orders = [second(first(photo)), first(second(photo))]
+    seen = set()
+    for seed in range(12):
+        y = RandomOrder(first, second)(photo, seeded(seed))
+        matches = [torch.equal(y, order) for order in orders]
+        assert sum(matches) == 1
+        seen.add(matches.index(True))
+    assert seen == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: OneOf(), TypeError, "one or more"),
+        (lambda: OneOf(JPEG(30), 3), TypeError, "3"),
+        (lambda: OneOf(Bicubic(2), Bicubic(4)), ValueError, "one scale"),
+        (lambda: RandomOrder(Bicubic(2), Bicubic(2)), ValueError, "keep the size"),
+        (lambda: DownUp((1,)), ValueError, "above 1"),
+        (lambda: DownUp(4), ValueError, "tuple"),
+    ],
+)
+def test_bad_combinations(make, error, message):
+    with pytest.raises(error, match=message):
+        make()

@@ -18,6 +18,7 @@ from ir_peft.data.degradations import (
 from ir_peft.data.images import as_tensor
 from ir_peft.data.patches import (
     Patches,
+    TaskPatches,
     augment,
     item_generator,
     make_test_pairs,
@@ -294,3 +295,19 @@ def test_test_noise_is_pinned():
     assert x.tolist() + y.tolist() == pytest.approx(
         [0.052174, 0.014195, 0.130161, 0.817281], abs=1e-6
     )
+
+
+def test_task_patches_have_one_task_a_step():
+    tasks = {name: TASKS[name] for name in ("sr2", "sr4", "denoise30")}
+    options = {"lq_size": 12, "seed": 4, "length": 120}
+    data = TaskPatches(train_photos()[-1:], tasks, batch_size=3, **options)
+    assert len(data) == 120
+    alone = {name: Patches(train_photos()[-1:], d, **options) for name, d in tasks.items()}
+    for step in range(40):
+        for index in range(3 * step, 3 * step + 3):
+            expected = alone[data.task(step)][index]
+            assert all(torch.equal(a, b) for a, b in zip(data[index], expected, strict=True))
+    steps = [data.task(step) for step in range(40)]
+    assert set(steps) == set(tasks) and steps == [data.task(step) for step in range(40)]
+    other = TaskPatches(train_photos()[-1:], tasks, batch_size=3, **{**options, "seed": 5})
+    assert [other.task(step) for step in range(40)] != steps

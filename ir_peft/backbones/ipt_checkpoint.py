@@ -10,8 +10,14 @@ from torch import Tensor
 
 from .layers import RGB_MEAN
 
-VARIANTS = {"ipt_mini": {"channels": 12, "heads": 9, "depth": 3, "expansion": 4}}
-"""Arguments in which small siblings differ from the released IPT, for their name."""
+VARIANTS = {
+    "ipt_mini": {"channels": 12, "heads": 9, "depth": 3, "expansion": 4, "rgb_range": 1},
+}
+"""Arguments in which small siblings differ from the released IPT, for their name.
+
+With colours up to 255, as released, the residual stream is a hundred times larger than what fresh
+attention and feed-forward layers add to it: a short training would not catch up.
+"""
 
 
 def checkpoint_filter(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -33,7 +33,8 @@ def head(records: pd.DataFrame, frame: pd.DataFrame) -> str:
 
     one = records.iloc[0]
     images = list(dict.fromkeys(records["image"]))
-    backbone = (records["total"] - records["trainable"]).max()
+    backbone = records["backbone_parameters"].max()
+    size = "" if backbone != backbone else f" ({backbone:,.0f} parameters)"
     crop = "whole images" if one["crop"] != one["crop"] else f"centre crops {one['crop']:.0f} px"
     rounded = "rounded to 8 bits" if one["round_to_uint8"] else "not rounded"
     trained = records[records["trainable"] > 0]
@@ -47,7 +48,7 @@ def head(records: pd.DataFrame, frame: pd.DataFrame) -> str:
     dirty = " (with uncommitted changes)" if records["dirty"].any() else ""
     days = sorted({date[:10] for date in records["date"]})
     text = (
-        f"Backbone `{one['backbone']}` ({backbone:,} parameters), task `{one['task']}`. "
+        f"Backbone `{one['backbone']}`{size}, task `{one['task']}`. "
         f"Test images: {one['test_set']} ({', '.join(images)}), {crop}; "
         f"values are means over these {len(images)} images. "
         f"Metric: {'Y' if one['channel'] == 'y' else 'RGB'} channel, border of "

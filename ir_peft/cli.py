@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--self-ensemble", action="store_true", help="average over 8 flips and rotations"
     )
+    command.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
     command.add_argument("--force", action="store_true", help="overwrite the output file")
     command.set_defaults(command=_restore)
 
@@ -146,10 +147,15 @@ def _reproduce(options: argparse.Namespace) -> None:
 
 
 def _restore(options: argparse.Namespace) -> None:
-    from . import adapters, backbones, inference
+    from . import adapters, backbones, devices, inference
     from .data import images
 
     source = Path(options.image)
+    if source.is_dir():
+        names = sorted(p.name for p in source.iterdir() if p.suffix.lower() in images.FORMATS)
+        listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+        there = f"name one of its {len(names)} images: {listed}" if names else "it has no images"
+        raise IsADirectoryError(f"{source} is a folder; {there}")
     target = (
         Path(options.output) if options.output else source.with_name(f"{source.stem}_restored.png")
     )
@@ -159,21 +165,24 @@ def _restore(options: argparse.Namespace) -> None:
         )
     if target.suffix.lower() not in images.FORMATS:
         raise ValueError(f"{target}: unknown image suffix; there are {', '.join(images.FORMATS)}")
+    device = devices.pick(options.device)
     image = images.read_image(source)
     model = backbones.load_backbone(options.backbone)
     if options.adapter:
         adapters.load_adapter(model, options.adapter)
+    model.to(device)
     tile = "auto" if options.tile is None else options.tile
     overlap = 16 if tile == "auto" else min(16, tile // 2)
-    result = inference.restore(
+    strips = inference.restore_strips(
         model.eval(),
         image,
         tile=tile,
         overlap=overlap,
         self_ensemble=options.self_ensemble,
     )
-    images.write_image(target, result)
-    print(f"{target}: {result.shape[-1]} x {result.shape[-2]} pixels")
+    height, width = (model.scale * side for side in image.shape[1:])
+    images.write_strips(target, strips, height, width)
+    print(f"{target}: {width} x {height} pixels")
 
 
 def _pretrain(options: argparse.Namespace) -> None:

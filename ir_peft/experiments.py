@@ -9,7 +9,6 @@ without its provenance reaches a table.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import sys
@@ -23,10 +22,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import adapters, backbones
+from . import adapters, backbones, devices
+from .adapters.core import base_parameters
 from .data import degradations, patches, photos
 from .evaluate import evaluate
 from .files import write_text
+from .names import did_you_mean
 from .provenance import device_name, git_state, versions
 from .train import train
 
@@ -61,6 +62,8 @@ class Spec:
     """Fields of the method's config that differ from the backbone's defaults."""
     modules_to_save: tuple[str, ...] = ()
     """Whole modules trained and stored beside the adapter."""
+    folder: str | None = None
+    """Where the table's adapters are shipped; None is `<paper>/<table>`. Changes no number."""
     lr: float = 1e-3
     """Peak learning rate of AdamW."""
     seed: int = 0
@@ -68,9 +71,14 @@ class Spec:
 
     @property
     def tag(self) -> str:
-        """Name of the shipped adapter, `<paper>/<task>-<row>`; with the seed unless it is 0."""
+        """Name of the shipped adapter, `<folder>/<task>-<row>`; with the seed unless it is 0."""
         seed = f"-s{self.seed}" if self.seed else ""
-        return f"{self.paper}/{self.task}-{self.row}{seed}"
+        return f"{self.folder or f'{self.paper}/{self.table}'}/{self.task}-{self.row}{seed}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """What changes a number, as JSON gives it back: the spec as it stands in a record."""
+        fields = {key: value for key, value in asdict(self).items() if key != "folder"}
+        return json.loads(json.dumps(fields))
 
     @property
     def learns(self) -> bool:
@@ -190,8 +198,7 @@ def load_specs(path: str | Path) -> list[Spec]:
 def _known(path: Path, place: str, keys: Iterable[str], allowed: set[str]) -> None:
     for key in keys:
         if key not in allowed:
-            near = difflib.get_close_matches(key, allowed, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(key, allowed) or "."
             raise ValueError(
                 f"{path}: {place} has the unknown key {key!r}{hint} Known: {sorted(allowed)}"
             )
@@ -199,7 +206,7 @@ def _known(path: Path, place: str, keys: Iterable[str], allowed: set[str]) -> No
 
 def run_id(spec: Spec, profile: Profile) -> str:
     """`paper-table-task-row-sSEED-HASH`; the hash covers every field of both."""
-    text = json.dumps([asdict(spec), asdict(profile)], sort_keys=True)
+    text = json.dumps([spec.to_dict(), asdict(profile)], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return f"{spec.paper}-{spec.table}-{spec.task}-{spec.row}-s{spec.seed}-{digest}"
 
@@ -216,7 +223,8 @@ def run(
 ) -> dict[str, Any]:
     """Runs one row, or returns its finished record.
 
-    An interrupted run resumes at its last checkpoint.
+    An interrupted run resumes at its last checkpoint. The model runs on the default device, see
+    `devices.pick`, or where `accelerate` puts it for training.
 
     Args:
         spec: what is run.
@@ -250,25 +258,27 @@ def run(
     work = root / "runs" / profile.name / f"{name}-{state}"
     record: dict[str, Any] = {
         "id": name,
-        "spec": asdict(spec),
+        "spec": spec.to_dict(),
         "profile": asdict(profile),
         "curve": [],
         "seconds": 0.0,
         "steps_per_second": None,
         "peak_memory": None,
-        "parameters": {"trainable": 0, "total": 0},
+        "parameters": {"trainable": 0, "total": 0, "backbone": None},
         "adapter_bytes": 0,
     }
     if spec.method == "bicubic":
         scale = degradations.TASKS[spec.task].scale
         model: Any = partial(degradations.bicubic_resize, scale=scale)
+        device = torch.device("cpu")  # Where the images are.
     else:
         if spec.learns and not profile.trains:
             folder = adapters.find_adapter(spec.tag)
             record |= training_facts(spec, root)
-        model = adapted_model(spec, profile)
+        model = adapted_model(spec, profile).to(devices.pick())
         trainable, total = adapters.count_parameters(model)
-        record["parameters"] = {"trainable": trainable, "total": total}
+        backbone = sum(p.numel() for p in set(base_parameters(model).values()))
+        record["parameters"] = {"trainable": trainable, "total": total, "backbone": backbone}
         if spec.learns and profile.trains:
             result = _train(model, spec, profile, work, progress)
             record["curve"] = result.curve
@@ -279,12 +289,13 @@ def run(
             adapters.save_adapter(model, folder)
         if spec.learns:
             record["adapter_bytes"] = (folder / "adapter_model.safetensors").stat().st_size
+        device = next(model.parameters()).device
     metric = {"crop_border": METRIC["crop_border"], "channel": METRIC["channel"]}
     record["scores"] = evaluate(model, pairs, **metric, progress=progress)
     record["metric"] = METRIC
     record["git"] = git
     record["versions"] = versions()
-    record["device"] = device_name()
+    record["device"] = device_name(device)
     record["date"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
     text = json.dumps(record, indent=1) + "\n"
     write_text(path, text)
@@ -301,7 +312,7 @@ def training_facts(spec: Spec, root: Path) -> dict[str, Any]:
         (root / "results" / "records").glob(f"{spec.paper}-*-{spec.row}-s{spec.seed}-*.json")
     ):
         record = json.loads(path.read_text(encoding="utf-8"))
-        if record["spec"] == json.loads(json.dumps(asdict(spec))) and record["profile"]["trains"]:
+        if record["spec"] == spec.to_dict() and record["profile"]["trains"]:
             names = ("curve", "seconds", "steps_per_second", "peak_memory")
             return {"trained_in": record["id"], **{name: record[name] for name in names}}
     raise ValueError(

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from . import devices
 from .version import __version__
 
 
@@ -38,10 +39,17 @@ def versions() -> dict[str, str]:
     }
 
 
-def device_name() -> str:
-    """The GPU's name, or the processor's with the number of threads in use."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+def device_name(device: torch.device | None = None) -> str:
+    """The GPU's name, or the processor's with the number of threads in use.
+
+    Args:
+        device: None is the default one, see `devices.pick`.
+    """
+    device = devices.pick() if device is None else device
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return str(device)
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

@@ -60,6 +60,14 @@ def _number(value: float | None) -> float:
     return float("nan") if value is None else float(value)
 
 
+def _backbone_parameters(record: dict) -> float:
+    """Parameters of the backbone alone; NaN where the record cannot tell (bicubic; old ones)."""
+    counts = record["parameters"]
+    # Records without the entry: the frozen row is the backbone, the others count what they add.
+    alone = counts["total"] if record["spec"]["method"] == "frozen" else None
+    return _number(counts.get("backbone", alone))
+
+
 def _flat(path: Path, record: dict) -> dict:
     """One record as flat columns, without curve and scores."""
     spec, profile, metric = record["spec"], record["profile"], record["metric"]
@@ -74,6 +82,7 @@ def _flat(path: Path, record: dict) -> dict:
             **{k: metric[k] for k in _METRIC},
             "trainable": record["parameters"]["trainable"],
             "total": record["parameters"]["total"],
+            "backbone_parameters": _backbone_parameters(record),
             "adapter_bytes": record["adapter_bytes"],
             "seconds": record["seconds"],
             "steps_per_second": _number(record["steps_per_second"]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .experiments import Profile, folders, load_specs, run
 from .files import atomic_path
+from .names import did_you_mean
 from .provenance import git_state
 
 if TYPE_CHECKING:
@@ -139,8 +139,7 @@ def execute(notebook: str | Path, target: str | Path, parameters: Mapping[str, A
     known = papermill.inspect_notebook(str(source))
     for name in parameters:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(name, known) or "."
             raise ValueError(
                 f"{notebook.name} has no parameter {name!r}{hint} It has {sorted(known)}"
             )

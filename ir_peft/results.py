@@ -102,8 +102,8 @@ def table(
         Columns ``row label seeds trainable share psnr psnr_sd ssim ssim_sd gain gap seconds
         steps_per_second peak_memory adapter_bytes``, then ``paper params``, ``paper <set>`` (PSNR)
         and ``paper flags`` (sets whose printed value is a probable typo). ``share`` is trainable /
-        backbone parameters, ``gain`` is against bicubic, ``gap`` is full minus this row [dB]. A row
-        that was not run has ``seeds`` 0 and NaN.
+        backbone parameters (NaN where no record tells the latter), ``gain`` is against bicubic,
+        ``gap`` is full minus this row [dB]. A row that was not run has ``seeds`` 0 and NaN.
 
     Raises:
         ValueError: Nothing matches, or the records must not share a column.
@@ -117,13 +117,11 @@ def table(
     labels = {**rows, **found}
 
     costs = ["trainable", "adapter_bytes", "seconds", "steps_per_second", "peak_memory"]
-    runs = chosen.groupby(["row", "id"], sort=False)[["psnr", "ssim", "total", *costs]].mean()
+    runs = chosen.groupby(["row", "id"], sort=False)[["psnr", "ssim", *costs]].mean()
     byrow = runs.groupby("row")
     out = byrow.mean().join(byrow[["psnr", "ssim"]].std().add_suffix("_sd"))
     out["seeds"] = byrow.size()
-    # `total` counts what was added, so the backbone is what is left without it (all of it for
-    # the rows that add nothing).
-    out["share"] = out["trainable"] / (out["total"] - out["trainable"]).max()
+    out["share"] = out["trainable"] / chosen["backbone_parameters"].max()
     out = out.reindex(list(labels))
     out["seeds"] = out["seeds"].fillna(0).astype(int)
     nothing = pd.Series(float("nan"), index=["psnr"])

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import ir_peft
+from ir_peft import devices
 from ir_peft.cli import main
 
 
@@ -56,11 +58,37 @@ def test_restore_names_a_bad_image_and_writes_nothing(photo, capsys, make, messa
         (["--backbone", "dat_ligth_x4"], "dat_light_x4"),
         (["--adapter", "adaptir/no_such"], "adaptir/no_such"),
         (["--tile", "0"], "tile"),
+        (["--device", "cuda:99"], "no device 'cuda:99' here; there are cpu"),
+        (["--adapter", "adaptir"], "adaptir/lr4_noise30-adaptir_tail"),
     ],
 )
 def test_restore_names_bad_options(photo, capsys, words, message):
     assert main(["restore", str(photo), *words]) == 2
-    assert message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_restore_of_a_folder_names_its_images(photo, capsys, tmp_path):
+    assert main(["restore", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "is a folder; name one of its 1 images: photo.png" in error and error.count("\n") == 1
+    (tmp_path / "empty").mkdir()
+    assert main(["restore", str(tmp_path / "empty")]) == 2
+    assert "it has no images" in capsys.readouterr().err
+
+
+def test_restore_runs_on_the_device_asked_for(photo, capsys, monkeypatch):
+    seen = []
+
+    def strips(model, image, **_):
+        seen.append({p.device.type for p in model.parameters()})
+        raise ValueError("seen")
+
+    monkeypatch.setattr(ir_peft.inference, "restore_strips", strips)
+    words = ["restore", str(photo), "--adapter", "adaptir/lr4_noise30-lora"]
+    for choice in (["--device", "meta"], []):
+        assert main([*words, *choice]) == 2
+    assert seen == [{"meta"}, {devices.pick().type}]
 
 
 def test_run_names_unknown_profiles_and_rows(capsys, tmp_path):

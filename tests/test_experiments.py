@@ -2,14 +2,16 @@
 
 import json
 import subprocess
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from ir_peft import experiments
 from ir_peft.data import degradations
 from ir_peft.experiments import PROFILES, Spec, load_specs, run, run_id
+from ir_peft.provenance import device_name
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = PROFILES["smoke"]
@@ -43,6 +45,25 @@ def test_every_committed_experiment_parses(path):
     specs = load_specs(path)
     assert len({(s.row, s.task, s.seed) for s in specs}) == len(specs)
     assert {s.task for s in specs} <= set(degradations.TASKS)
+
+
+def test_no_two_rows_of_all_tables_share_an_adapter_or_a_record():
+    files = sorted((ROOT / "experiments").glob("*.toml"))
+    specs = [spec for file in files for spec in load_specs(file)]
+    assert len({spec.tag for spec in specs}) == len(specs)
+    assert len({run_id(spec, SMOKE) for spec in specs}) == len(specs)
+    other = replace(SPEC, table="other")
+    assert other.tag == "adaptir/other/lr4_noise30-lora" != SPEC.tag
+    assert replace(SPEC, folder="here", seed=2).tag == "here/lr4_noise30-lora-s2"
+    assert run_id(replace(SPEC, folder="here"), SMOKE) == run_id(SPEC, SMOKE)
+
+
+def test_committed_records_belong_to_rows_of_the_committed_table():
+    full = PROFILES["full"]
+    ids = {run_id(spec, full) for spec in load_specs(ROOT / "experiments" / "adaptir.toml")}
+    paths = (ROOT / "results" / "records").glob("adaptir-hybrid-*.json")
+    records = {path.stem for path in paths}
+    assert records and records <= ids
 
 
 def test_adaptir_table_has_the_rows_of_the_issue():
@@ -98,7 +119,8 @@ def test_run_writes_a_complete_record_once(checkout, monkeypatch):
     folder = checkout / "runs" / "smoke" / "adapters" / SPEC.tag
     assert record["adapter_bytes"] == (folder / "adapter_model.safetensors").stat().st_size
     assert len(record["git"]["commit"]) == 40 and not record["git"]["dirty"]
-    assert record["spec"] == json.loads(json.dumps(asdict(SPEC)))
+    assert record["spec"] == SPEC.to_dict() and "folder" not in record["spec"]
+    assert record["parameters"]["backbone"] == 572766
     assert [row["image"] for row in record["scores"]] == ["astronaut"]
 
     def never(*_, **__):
@@ -106,6 +128,27 @@ def test_run_writes_a_complete_record_once(checkout, monkeypatch):
 
     monkeypatch.setattr(experiments, "adapted_model", never)
     assert run(SPEC, SMOKE, root=checkout, progress=False) == json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("method", ["frozen", "bicubic"])
+def test_a_row_runs_on_the_default_device_and_its_record_names_it(method, checkout, monkeypatch):
+    def seen(model, pairs, **_):
+        if method == "frozen":
+            assert {p.device.type for p in model.parameters()} == {"meta"}
+        return [{"image": "a", "psnr": 20.0, "ssim": 0.5, "seconds": 1.0}]
+
+    monkeypatch.setattr(experiments.devices, "pick", lambda name=None: torch.device("meta"))
+    monkeypatch.setattr(experiments, "evaluate", seen)
+    record = run(replace(SPEC, method=method), SMOKE, root=checkout, progress=False)
+    name = "meta" if method == "frozen" else device_name(torch.device("cpu"))  # No network.
+    assert record["device"] == name
+
+
+@pytest.mark.gpu
+def test_a_row_trains_and_runs_on_the_gpu(checkout):
+    record = run(SPEC, SMOKE, root=checkout, progress=False)
+    assert record["device"] == torch.cuda.get_device_name()
+    assert record["peak_memory"]["what"] != "peak resident set size"
 
 
 def test_only_a_clean_tree_writes_trusted_results(checkout):

@@ -2,10 +2,13 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from ir_peft import results
+from ir_peft import reproduce, results
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # PSNR of the synthetic rows on image "a"; image "b" scores 1 dB more.
 PSNR = {
@@ -201,6 +204,30 @@ def test_a_table_of_untrained_rows_alone_can_be_written(tmp_path):
     text = results.write_tables(load(tmp_path / "in", *made), tmp_path / "out")[0].read_text()
     assert "learning rate none" in text
     assert "| Bicubic | 0 | 0.00 | 23.40 | 0.6500 | +0.00 |  | – | – | – | – |" in text
+
+
+def test_the_size_of_the_backbone_is_read_not_guessed(tmp_path):
+    # Without a frozen row nothing in an old record tells what the tail's own parameters are.
+    tail = make_record("lora_tail", 24.0)
+    tail["parameters"] = {"trainable": 78_243, "total": BACKBONE + 35_640}
+    frame = load(tmp_path / "old", tail, make_record("bicubic", 23.0))
+    table = results.table(frame, task="lr4_noise30")
+    assert "Backbone `dat_light_x4`, task" in results.head(frame, table)
+    assert table["share"].isna().all()
+    assert set(results.display(table)["% of backbone"]) == {""}
+    tail["parameters"]["backbone"] = BACKBONE
+    frame = load(tmp_path / "new", tail, make_record("bicubic", 23.0))
+    table = results.table(frame, task="lr4_noise30").set_index("row")
+    assert "(572,766 parameters)" in results.head(frame, table.reset_index())
+    assert table.loc["lora_tail", "share"] == pytest.approx(78_243 / BACKBONE)
+
+
+def test_committed_tables_are_those_of_the_committed_records(tmp_path):
+    frame = results.load_records(ROOT / "results" / "records")
+    written = results.write_tables(frame, tmp_path, notes=reproduce.NOTES, profile="full")
+    assert written
+    for path in written:
+        assert path.read_bytes() == (ROOT / "results" / "tables" / path.name).read_bytes()
 
 
 def test_head_names_every_condition(records):

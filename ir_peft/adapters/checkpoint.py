@@ -157,7 +157,7 @@ def load_adapter(model: nn.Module, path_or_tag: str | Path, name: str = "default
     """
     folder = find_adapter(path_or_tag)
     card, state = read_adapter(folder)
-    for what, own, help in (
+    for what, own, advice in (
         ("backbone", _backbone(model), ""),
         # Some backbones switch between tasks; cards of the others may lack the entry.
         ("task", getattr(model, "task", None), ": call set_task of the model first"),
@@ -166,7 +166,7 @@ def load_adapter(model: nn.Module, path_or_tag: str | Path, name: str = "default
         made_for = card.get(what)
         if made_for != own:
             raise ValueError(
-                f"{folder} is for {what} {made_for!r}, this model has {what} {own!r}{help}"
+                f"{folder} is for {what} {made_for!r}, this model has {what} {own!r}{advice}"
             )
     if card["fingerprint"] != fingerprint(model):
         raise ValueError(
@@ -201,7 +201,8 @@ def find_adapter(path_or_tag: str | Path) -> Path:
             if inside and len(missing) == 2:
                 names = ", ".join(str(Path(path_or_tag) / i.relative_to(folder)) for i in inside)
                 raise FileNotFoundError(
-                    f"{str(path_or_tag)!r} is a folder of {len(inside)} adapters: name one of {names}"
+                    f"{str(path_or_tag)!r} is a folder of {len(inside)} adapters: "
+                    f"name one of {names}"
                 )
             raise FileNotFoundError(f"{folder} has no {' and no '.join(missing)}")
     tags = [str(file.parent.relative_to(WEIGHTS)) for file in WEIGHTS.rglob(CONFIG_FILE)]

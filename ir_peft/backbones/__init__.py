@@ -8,9 +8,9 @@ families load through spandrel (`foreign`). Nothing here knows about adapters.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import pickle
+import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from ..names import did_you_mean
 from . import dat, edt, foreign, hat, ipt, restormer
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
@@ -125,7 +126,7 @@ def read_state_dict(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Only tensors are read: a pickle that would run code is refused.
 
     Raises:
-        ValueError: the file is corrupt, holds no state dict, or asks to run code.
+        ValueError: the file is cut off or damaged, holds no state dict, or asks to run code.
     """
     metadata: dict[str, str] = {}
     try:
@@ -141,7 +142,11 @@ def read_state_dict(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             "file, or a pickle that could run code when opened"
         ) from error
     except (SafetensorError, RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
+        reason = textwrap.shorten(str(error), 120, placeholder="...") or "it has no end"
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint: it is cut off, damaged or of another kind, "
+            f"copy or download it again ({path.stat().st_size:,} bytes; {reason})"
+        ) from error
     for container in CONTAINERS:
         if isinstance(content, dict) and isinstance(content.get(container), dict):
             content = content[container]
@@ -199,6 +204,5 @@ def _tags() -> list[str]:
 
 
 def _unknown(kind: str, asked: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(asked, list(known), n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
+    hint = did_you_mean(asked, known) or "."
     return f"there is no {kind} {asked!r}{hint} Known: {', '.join(known)}."

@@ -8,7 +8,6 @@ archives; `*` is the part of the file name, without suffix, that pairs two files
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from ir_peft.data.images import read_image
+from ir_peft.names import did_you_mean
 
 __all__ = [
     "FOLDER_SETS",
@@ -180,8 +180,7 @@ def find_pairs(
 def lookup(name: str) -> FolderSet:
     """Look up a data set; ValueError with the nearest name where there is none."""
     if name not in FOLDER_SETS:
-        near = difflib.get_close_matches(name, FOLDER_SETS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, FOLDER_SETS)
         raise ValueError(f"no data set {name!r}: there are {', '.join(FOLDER_SETS)}{hint}")
     return FOLDER_SETS[name]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import struct
 from collections.abc import Iterable
@@ -13,6 +12,7 @@ import torch
 from PIL import Image, ImageOps
 
 from ir_peft.files import atomic_path
+from ir_peft.names import did_you_mean
 
 __all__ = ["as_tensor", "read_image", "write_image", "write_strips"]
 
@@ -52,11 +52,8 @@ def read_image(path: str | Path) -> torch.Tensor:
     """
     path = Path(path)
     if not path.is_file():
-        near = []
-        if path.parent.is_dir():
-            near = difflib.get_close_matches(path.name, os.listdir(path.parent), n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise FileNotFoundError(f"{path}: no such image file{hint}")
+        beside = os.listdir(path.parent) if path.parent.is_dir() else []
+        raise FileNotFoundError(f"{path}: no such image file{did_you_mean(path.name, beside)}")
     try:
         with Image.open(path) as opened:
             image = ImageOps.exif_transpose(opened)
@@ -134,7 +131,7 @@ def write_strips(path: str | Path, strips: Iterable[torch.Tensor], height: int, 
                 )
             if not strip.isfinite().all():
                 raise ValueError(f"{path}: the image has NaN or infinite pixels")
-            levels = (strip.detach().float().clamp(0, 1) * 255).round().byte()
+            levels = strip.detach().float().clamp(0, 1).mul_(255).round_().byte()
             pixels = np.ascontiguousarray(levels.permute(1, 2, 0).cpu().numpy())  # (n, width, 3)
             canvas.paste(Image.fromarray(pixels), (0, top))
             top += shape[1]

@@ -11,7 +11,6 @@ Neither is ever trained on. They are this project's own sets and share no name w
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib.util
 import io
@@ -31,6 +30,7 @@ from PIL import Image
 
 from ir_peft.data.images import as_tensor, read_image, write_image
 from ir_peft.files import write_bytes
+from ir_peft.names import did_you_mean
 
 __all__ = [
     "PACK",
@@ -318,8 +318,7 @@ def fetch(name: str = "photos11") -> Path:
 
 def _names(name: str) -> tuple[str, ...]:
     if name not in TEST_SETS:
-        near = difflib.get_close_matches(name, TEST_SETS, n=1, cutoff=0.3)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, TEST_SETS)
         raise ValueError(f"no test set {name!r}: there are {', '.join(TEST_SETS)}{hint}")
     return TEST_SETS[name]
 

@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import re
 import struct
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from ir_peft.adapters import (
     set_adapter,
     train_mode,
 )
+from ir_peft.backbones import create_backbone
 
 MODEL, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -170,6 +172,34 @@ def test_wrong_tensors(saved, helpers):
         (saved / MODEL).write_bytes(original[MODEL])
         rewrite(saved, edit)
         refused(saved, helpers, match)
+
+
+def test_a_backbone_with_tasks_takes_the_adapter_of_its_task_only(tmp_path):
+    def ipt(task):
+        torch.manual_seed(0)
+        sizes = {"channels": 16, "patch_size": 12, "heads": 3, "depth": 1}
+        return create_backbone("ipt", task=task, **sizes)
+
+    model = attach_adapter(ipt("denoise_30"), "lora", target_modules=r".*\.linear1")
+    folder = save_adapter(model, tmp_path / "saved")
+    assert json.loads((folder / CONFIG).read_text())["task"] == "denoise_30"
+    other = ipt("derainL")
+    message = "is for task 'denoise_30', this model has task 'derainL': call set_task"
+    with pytest.raises(ValueError, match=message):
+        load_adapter(other, folder)
+    other.set_task("denoise_30")
+    assert adapter_names(load_adapter(other, folder)) == ["default"]
+
+
+def test_a_folder_of_adapters_names_them(saved, helpers):
+    inside = re.escape(str(saved.parent / "saved"))
+    match = f"is a folder of 1 adapters: name one of {inside}$"
+    refused(saved.parent, helpers, match, FileNotFoundError)
+    with pytest.raises(FileNotFoundError, match="name one of adaptir/lr4_jpeg30-adaptformer, "):
+        load_adapter(helpers.make(), "adaptir")
+    empty = saved.parent / "empty"
+    empty.mkdir()
+    refused(empty, helpers, f"has no {MODEL} and no {CONFIG}$", FileNotFoundError)
 
 
 def test_damaged_files(saved, helpers, tmp_path):

@@ -1,6 +1,7 @@
 """Names, tags, official files, and what is refused."""
 
 import pickle
+import zipfile
 
 import pytest
 import torch
@@ -150,9 +151,21 @@ def test_corrupt_files_are_refused(small, tmp_path):
     (tmp_path / "text.pth").write_text("<html>404</html>")
     (tmp_path / "empty.pth").write_bytes(b"")
     (tmp_path / "cut.safetensors").write_bytes(file_of("dat_light_x2").read_bytes()[:5000])
-    for name in ("cut.pth", "text.pth", "empty.pth", "cut.safetensors"):
-        with pytest.raises(ValueError, match=f"{name} (cannot be read|is refused)"):
+    torch.save({"a": torch.rand(9, 99)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    (tmp_path / "old.pth").write_bytes((tmp_path / "old.pth").read_bytes()[:-1])
+    (tmp_path / "stub.pth").write_bytes((tmp_path / "old.pth").read_bytes()[:60])
+    (tmp_path / "last.pth").write_bytes(whole[:-1])
+    for name in ("cut.pth", "empty.pth", "cut.safetensors", "old.pth", "stub.pth", "last.pth"):
+        with pytest.raises(
+            ValueError, match=rf"{name} cannot be read.*cut off.*\([0-9,]+ bytes; .+\)$"
+        ):
             load_backbone(tmp_path / name)
+    with pytest.raises(ValueError, match="text.pth is refused"):
+        load_backbone(tmp_path / "text.pth")
+    with zipfile.ZipFile(tmp_path / "whole.zip", "w") as archive:
+        archive.writestr("a.txt", "no checkpoint")
+    with pytest.raises(ValueError, match=r"whole\.zip cannot be read as a checkpoint: .*a\.txt\)$"):
+        load_backbone(tmp_path / "whole.zip")
 
 
 class Trap:

@@ -1,0 +1,21 @@
+"""Where a model runs unless its caller says otherwise."""
+
+from __future__ import annotations
+
+import torch
+
+
+def pick(name: str | None = None) -> torch.device:
+    """The device of that name; None is the first CUDA device, or the CPU where there is none.
+
+    Raises:
+        ValueError: this machine has no such device.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:  # The latter: a torch built without CUDA.
+        there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        raise ValueError(f"no device {name!r} here; there are {', '.join(there)}") from error
+    return torch.device(name)

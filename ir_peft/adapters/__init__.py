@@ -7,6 +7,7 @@ from typing import Any
 
 from .adair import AdaIR, AdaIRConfig
 from .adaptir import AdaptIR, AdaptIRConfig
+from .batch import per_sample
 from .bitfit import BitFit, BitFitConfig
 from .bottleneck import AdaptFormerConfig, Bottleneck, HoulsbyConfig
 from .checkpoint import (
@@ -126,6 +127,7 @@ __all__ = [
     "load_adapter_state_dict",
     "merge_and_unload",
     "nearest",
+    "per_sample",
     "print_trainable_parameters",
     "save_adapter",
     "set_adapter",

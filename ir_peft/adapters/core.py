@@ -23,6 +23,9 @@ from .wrappers import AdaptedLayer, Place, SavedModule, Wrapper, walk
 class Adapter(nn.Module):
     """Changes the output of one frozen layer. At initialisation it returns `out` bit for bit."""
 
+    run_is_forward = False
+    """Set where an own `run` is but a faster way to `forward` on the frozen layer's output."""
+
     @classmethod
     def for_layer(cls, layer: nn.Module, config: AdapterConfig) -> Adapter:
         """Builds the adapter with the widths of `layer`; TypeError where it does not fit."""

@@ -1,6 +1,5 @@
 """Whole images: tiles equal the whole where they can, symmetric ensembles, bounded memory."""
 
-import gc
 import math
 import weakref
 from collections import Counter, deque
@@ -305,7 +304,6 @@ class Live(TorchDispatchMode):
 def live_bytes(run):
     with Live() as live:
         run()
-    gc.collect()
     assert live.now == 0  # Else the count itself would be wrong.
     return live.peak
 

@@ -7,7 +7,7 @@ ir_peft.save_adapter(model, "my_adapter")
 restored = ir_peft.restore(model, image)
 """
 
-from . import data, metrics
+from . import data, metrics, similarity
 from .adapters import (
     AdaIRConfig,
     Adapter,
@@ -71,6 +71,7 @@ __all__ = [
     "restore",
     "save_adapter",
     "set_adapter",
+    "similarity",
     "train",
     "unload",
 ]

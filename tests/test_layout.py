@@ -32,6 +32,7 @@ ARROWS = {
     "version": set(),
     "inference": set(),
     "evaluate": {"metrics", "inference"},
+    "similarity": {"adapters", "inference"},
     "stereo": {"adapters", "backbones"},
     "train": {"adapters", "data", "files", "inference", "training_state"},
     "training_state": {"adapters", "files"},

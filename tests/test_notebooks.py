@@ -73,12 +73,65 @@ def test_only_public_names_are_used(notebook):
                 assert not any(name.name.startswith("_") for name in node.names)
 
 
+def exercises(found):
+    """Numbers of the exercises in `cells`: text `**N.** ...`, a stub to fill in, the solution.
+
+    Raises:
+        ValueError: one of the three is missing or is not in its place.
+    """
+    marks = [
+        (k, re.search(r"^\*\*(\d+)\.\*\*", source, re.MULTILINE))
+        for k, (_, _, source) in enumerate(found)
+    ]
+    starts = [k for k, mark in marks if mark]
+    numbers = [int(mark[1]) for _, mark in marks if mark]
+    if numbers != list(range(1, len(starts) + 1)):
+        raise ValueError(f"exercises are numbered {numbers}")
+    solved = [k for k, (_, tags, _) in enumerate(found) if "solution" in tags]
+    if solved != [k + 2 for k in starts]:
+        raise ValueError(f"exercises start at cells {starts}, solutions stand at {solved}")
+    for number, k in zip(numbers, starts, strict=True):
+        kinds = [kind for kind, _, _ in found[k : k + 3]]
+        stub, solution = (source.strip() for _, _, source in found[k + 1 : k + 3])
+        if kinds != ["markdown", "code", "code"] or found[k + 1][1]:
+            raise ValueError(f"exercise {number} is {kinds}, its stub tagged {found[k + 1][1]}")
+        if not all(isinstance(line, ast.Assign) for line in ast.parse(stub).body) or not stub:
+            raise ValueError(f"the stub of exercise {number} does more than name what is asked")
+        if not ast.parse(solution).body or solution in stub:
+            raise ValueError(f"the solution of exercise {number} adds nothing to its stub")
+    return numbers
+
+
 @each_notebook
-def test_every_solution_follows_a_stub(notebook):
-    code = code_cells(notebook)
-    for k, (tags, _) in enumerate(code):
-        if "solution" in tags:
-            assert "solution" not in code[k - 1][0]
+def test_every_exercise_has_a_stub_and_then_its_solution(notebook):
+    numbers = exercises(cells(notebook))
+    # The notebooks of the papers end with exercises.
+    assert len(numbers) >= 3 or notebook.stem[:2] not in ("03", "04", "05")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: [c[0], c[2]], "solutions stand at"),
+        (lambda c: [c[0], c[2], c[1]], "solutions stand at"),
+        (lambda c: c[:2], "solutions stand at"),
+        (lambda c: c[1:], "solutions stand at"),
+        (lambda c: [("markdown", [], "**2.** Why?"), *c[1:]], "are numbered"),
+        (lambda c: [c[0], ("markdown", [], "a = None"), c[2]], "exercise 1 is"),
+        (lambda c: [c[0], ("code", [], "print(3)"), c[2]], "does more than name"),
+        (lambda c: [*c[:2], ("code", ["solution"], "a = None")], "adds nothing"),
+        (lambda c: [*c[:2], ("code", ["solution"], "# later")], "adds nothing"),
+    ],
+)
+def test_a_misplaced_exercise_is_found(change, message):
+    good = [
+        ("markdown", [], "**1.** Why?"),
+        ("code", [], "a = None  # yours"),
+        ("code", ["solution"], "a = 3\nprint(a)"),
+    ]
+    assert exercises(good) == [1] and exercises([]) == []
+    with pytest.raises(ValueError, match=message):
+        exercises(change(good))
 
 
 @each_notebook

@@ -6,10 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from .config import AdapterConfig
 from .core import Adapter
+from .wrappers import unwrapped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +37,7 @@ class LoRA(Adapter):
     On a convolution A has its kernel, stride and padding and r output channels, and B is 1x1.
     """
 
-    mergeable = True
+    run_is_forward = True
 
     def __init__(self, lora_A: nn.Module, lora_B: nn.Module, scaling: float):
         super().__init__()
@@ -62,9 +65,22 @@ class LoRA(Adapter):
             return cls(A, B, scaling)
         raise TypeError(f"LoRA needs a Linear, or a Conv2d without groups, not {layer}")
 
+    def run(self, layer: nn.Module, x: Tensor, *args, **kwargs) -> Tensor:
+        """The layer with the merged weights, where that costs less than adding up the outputs.
+
+        So it is with more tokens than channels: W_0 + (alpha / r) B A is small beside several
+        passes over all tokens. In half precision it would round the update away.
+        """
+        inner = unwrapped(layer)
+        tokens = x.numel() // self.lora_A.weight.shape[1]
+        half = inner.weight.dtype.itemsize < 4 or torch.is_autocast_enabled(x.device.type)
+        if half or tokens < sum(inner.weight.shape[:2]):
+            return super().run(layer, x, *args, **kwargs)
+        return functional_call(inner, self.merge(inner), (x, *args), kwargs)
+
     def forward(self, x: Tensor, out: Tensor) -> Tensor:
         """X and out as the layer has them -> the shape of `out`."""
-        return out + (self.lora_B(self.lora_A(x)) * self.scaling).to(out.dtype)
+        return out + self.lora_B(self.lora_A(x) * self.scaling).to(out.dtype)
 
     def merge(self, layer: nn.Module) -> dict[str, Tensor]:
         """W_0 + (alpha / r) B A."""

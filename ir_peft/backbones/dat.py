@@ -14,8 +14,10 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from .dat_checkpoint import REBUILT, checkpoint_filter, detect
+from .gates import FrozenSpatialGate
 from .layers import (
     RGB_MEAN,
+    Conv2d,
     DynamicPositionBias,
     ResidualConv,
     Upsample,
@@ -33,16 +35,21 @@ from .layers import (
 
 
 class SpatialGate(nn.Module):
-    """The gate of `SGFN`: x1 * DWConv(LN(x2)) for the halves x1, x2 of the channels."""
+    """The gate of `SGFN`: x1 * DWConv(LN(x2)) for the halves x1, x2 of gelu(x)'s channels."""
 
     def __init__(self, channels: int):
         super().__init__()
         self.norm = nn.LayerNorm(channels)
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.conv = Conv2d(channels, channels, 3, padding=1, groups=channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, 2C) -> (B, H, W, C)."""
-        x1, x2 = x.chunk(2, dim=-1)
+        kinds = type(self.norm), type(self.conv)
+        trained = any(p.requires_grad for p in self.parameters()) or kinds != (nn.LayerNorm, Conv2d)
+        eager = not (torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type))
+        if eager and x.requires_grad and not trained:
+            return FrozenSpatialGate.apply(x, self.norm, self.conv)
+        x1, x2 = F.gelu(x).chunk(2, dim=-1)
         return x1 * to_tokens(self.conv(to_image(self.norm(x2))))
 
 
@@ -60,7 +67,7 @@ class SGFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
-        return self.fc2(self.sg(F.gelu(self.fc1(x))))
+        return self.fc2(self.sg(self.fc1(x)))
 
 
 class WindowAttention(nn.Module):
@@ -81,8 +88,8 @@ class WindowAttention(nn.Module):
         if self.shift:
             dh, dw = self.shift
             q, k, v = (x.roll((-dh, -dw), dims=(1, 2)) for x in (q, k, v))
-            spare = head_padding(d + 4, q.device)
-            features = shift_features(H, W, dh, dw, spare, q.device)  # (3, H, W, 4 + spare)
+            spare = head_padding(d + 2, q.device)
+            features = shift_features(H, W, dh, dw, spare, q.device)  # (3, H, W, 2 + spare)
             extra = (features * d**0.25).to(q.dtype).split(1)  # The product is divided by d ** 0.5.
         q, k, v = (self.to_windows(x, e) for x, e in zip((q, k, v), extra, strict=True))
         out = attention(q, k, v, self.pos(), scale=d**-0.5)[..., :d]  # (B * nW, heads, N, d)
@@ -105,12 +112,32 @@ class WindowAttention(nn.Module):
 
 def squeeze(dim: int, hidden: int, out: int) -> list[nn.Module]:
     """The layers of a gate: (B, dim, H, W) -> (B, out, H, W)."""
-    down, up = nn.Conv2d(dim, hidden, 1), nn.Conv2d(hidden, out, 1)
+    down, up = Conv2d(dim, hidden, 1), Conv2d(hidden, out, 1)
     return [down, nn.BatchNorm2d(hidden), nn.GELU(), up]
 
 
 class Interaction(nn.Module):
     """What both attentions share: a depthwise convolution of v, and the adaptive interaction."""
+class Local(nn.Sequential):
+    """gelu(BN(DWConv(x))): (B, C, H, W) -> the same shape.
+
+    With fixed statistics the norm is a scale and a shift, which the convolution's weights take on.
+    """
+
+    def __init__(self, dim: int):
+        conv = Conv2d(dim, dim, 3, padding=1, groups=dim)
+        super().__init__(conv, nn.BatchNorm2d(dim), nn.GELU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        conv, norm, gelu = self
+        if norm.training or type(conv) is not Conv2d or type(norm) is not nn.BatchNorm2d:
+            return super().forward(x)
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        shift = (conv.bias - norm.running_mean) * scale + norm.bias
+        return gelu(conv._conv_forward(x, conv.weight * scale.view(-1, 1, 1, 1), shift))
+
+
 
     channels_last = True
 
@@ -120,9 +147,7 @@ class Interaction(nn.Module):
         self.heads = heads
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
-        self.dwconv = nn.Sequential(
-            nn.Conv2d(dim, dim, 3, padding=1, groups=dim), nn.BatchNorm2d(dim), nn.GELU()
-        )
+        self.dwconv = Local(dim)
         self.channel_interaction = nn.Sequential(
             nn.AdaptiveAvgPool2d(1), *squeeze(dim, dim // 8, dim)
         )
@@ -231,7 +256,7 @@ class Group(nn.Module):
             Block(dim, heads, split_size, expansion, rate, group, index)
             for index, rate in enumerate(drop_paths)
         )
-        self.conv = ResidualConv(dim) if light else nn.Conv2d(dim, dim, 3, padding=1)
+        self.conv = ResidualConv(dim) if light else Conv2d(dim, dim, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
@@ -278,7 +303,7 @@ class DAT(nn.Module):
         self.scale = scale
         self.adapter_defaults = adapter_defaults(dim)
         self.register_buffer("mean", torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.conv_first = nn.Conv2d(3, dim, 3, padding=1)
+        self.conv_first = Conv2d(3, dim, 3, padding=1)
         self.before_RG = nn.Sequential(nn.Identity(), nn.LayerNorm(dim))
         count = sum(depths)
         rates = [drop_path * i / max(1, count - 1) for i in range(count)]
@@ -287,15 +312,15 @@ class DAT(nn.Module):
             drop_paths, rates = rates[:depth], rates[depth:]
             self.layers.append(Group(dim, heads, split_size, expansion, drop_paths, light, group))
         self.norm = nn.LayerNorm(dim)
-        self.conv_after_body = ResidualConv(dim) if light else nn.Conv2d(dim, dim, 3, padding=1)
+        self.conv_after_body = ResidualConv(dim) if light else Conv2d(dim, dim, 3, padding=1)
         if light:
             self.upsample: nn.Module = UpsampleOneStep(scale, dim)
         else:
             self.conv_before_upsample = nn.Sequential(
-                nn.Conv2d(dim, 64, 3, padding=1), nn.LeakyReLU(inplace=True)
+                Conv2d(dim, 64, 3, padding=1), nn.LeakyReLU(inplace=True)
             )
             self.upsample = Upsample(scale, 64)
-            self.conv_last = nn.Conv2d(64, 3, 3, padding=1)
+            self.conv_last = Conv2d(64, 3, 3, padding=1)
         self.light = light
         self.apply(init_weights)
 

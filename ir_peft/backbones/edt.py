@@ -98,7 +98,7 @@ class WindowAttention(nn.Module):
         if self.shift:
             dh, dw = self.shift
             q, k, v = (x.roll((-dh, -dw), dims=(1, 2)) for x in (q, k, v))
-            features = shift_features(H, W, dh, dw, head_padding(d + 4, q.device), q.device)
+            features = shift_features(H, W, dh, dw, head_padding(d + 2, q.device), q.device)
             extra = (features * d**0.25).to(q.dtype).split(1)  # The product is divided by d ** 0.5.
         local = self.lepe(to_image(window_partition(v, h, w).flatten(0, 2)))  # (B * nW, C, h, w)
         q, k, v = (self.to_windows(x, e) for x, e in zip((q, k, v), extra, strict=True))

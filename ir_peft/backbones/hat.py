@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from .hat_attention import OverlapAttention, WindowAttention
 from .layers import (
     RGB_MEAN,
+    Conv2d,
     Upsample,
     init_weights,
     reflect_pad,
@@ -76,9 +77,9 @@ class ChannelGate(nn.Module):
         super().__init__()
         self.attention = nn.Sequential(
             nn.AdaptiveAvgPool2d(1),
-            nn.Conv2d(dim, dim // squeeze_factor, 1),
+            Conv2d(dim, dim // squeeze_factor, 1),
             nn.ReLU(inplace=True),
-            nn.Conv2d(dim // squeeze_factor, dim, 1),
+            Conv2d(dim // squeeze_factor, dim, 1),
             nn.Sigmoid(),
         )
 
@@ -96,9 +97,9 @@ class CAB(nn.Module):
         super().__init__()
         self.in_features = self.out_features = dim
         self.cab = nn.Sequential(
-            nn.Conv2d(dim, dim // compress_ratio, 3, padding=1),
+            Conv2d(dim, dim // compress_ratio, 3, padding=1),
             nn.GELU(),
-            nn.Conv2d(dim // compress_ratio, dim, 3, padding=1),
+            Conv2d(dim // compress_ratio, dim, 3, padding=1),
             ChannelGate(dim, squeeze_factor),
         )
 
@@ -165,7 +166,7 @@ class Group(nn.Module):
     def __init__(self, dim: int, blocks: Blocks):
         super().__init__()
         self.residual_group = blocks
-        self.conv = nn.Conv2d(dim, dim, 3, padding=1)
+        self.conv = Conv2d(dim, dim, 3, padding=1)
         self.stereo_site = Site(dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -228,7 +229,7 @@ class HAT(nn.Module):
         self.size_multiple = window
         self.adapter_defaults = adapter_defaults(dim)
         self.register_buffer("mean", torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.conv_first = nn.Conv2d(3, dim, 3, padding=1)
+        self.conv_first = Conv2d(3, dim, 3, padding=1)
         self.patch_embed = nn.Sequential(OrderedDict(norm=nn.LayerNorm(dim)))
         rates = iter(torch.linspace(0, drop_path, sum(depths), device="cpu").tolist())
         hidden = int(dim * expansion)
@@ -244,12 +245,12 @@ class HAT(nn.Module):
             overlap = OverlapBlock(dim, heads, window, reach, hidden)
             self.layers.append(Group(dim, Blocks(blocks, overlap)))
         self.norm = nn.LayerNorm(dim)
-        self.conv_after_body = nn.Conv2d(dim, dim, 3, padding=1)
+        self.conv_after_body = Conv2d(dim, dim, 3, padding=1)
         self.conv_before_upsample = nn.Sequential(
-            nn.Conv2d(dim, features, 3, padding=1), nn.LeakyReLU(inplace=True)
+            Conv2d(dim, features, 3, padding=1), nn.LeakyReLU(inplace=True)
         )
         self.upsample = Upsample(scale, features)
-        self.conv_last = nn.Conv2d(features, 3, 3, padding=1)
+        self.conv_last = Conv2d(features, 3, 3, padding=1)
         self.apply(init_weights)
 
     def forward_features(self, x: Tensor) -> Tensor:

@@ -11,14 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import attention, head_padding, window_partition, window_reverse
-
-SHIFT_GAP = 48.0
-"""How much more logits neighbours get than strangers in shifted windows.
-
-e^-48 is 0 beside 1 in fp32. The authors' 100 would be as good, but neighbours get the gap as a
-common addition here, and the smaller it is the less precision it costs.
-"""
+from .layers import attention, head_padding, shift_features, window_partition, window_reverse
 
 
 def relative_position_index(window: int, reach: int) -> Tensor:
@@ -93,24 +86,6 @@ class BiasedAttention(nn.Module):
         return window_reverse(out).flatten(3)
 
 
-@lru_cache(maxsize=64)
-def shift_signs(H: int, W: int, shift: int, spare: int, device: torch.device) -> Tensor:
-    """Signs that tell the regions of shifted windows apart: (1, H, W, 2 + spare), zeros in `spare`.
-
-    After the cyclic shift the last windows hold tokens that were not neighbours and must not see
-    each other (Swin Transformer, arXiv 2103.14030, Sec. 3.2). Neighbours are tokens of a window
-    with both signs equal. As two channels more of q and k the signs add 2 to the logits of
-    neighbours and 0 or -2 to others. Common to all of a query's neighbours, the 2 has no effect; so
-    the signs, scaled up, do what a mask of the size of the attention matrix does.
-    """
-    with torch.inference_mode(False):
-        signs = torch.zeros(1, H, W, 2 + spare, device=device)
-        signs[..., :2] = 1
-        signs[:, H - shift :, :, 0] = -1
-        signs[:, :, W - shift :, 1] = -1
-        return signs
-
-
 class WindowAttention(BiasedAttention):
     """(Shifted-)window attention."""
 
@@ -118,6 +93,8 @@ class WindowAttention(BiasedAttention):
 
     def __init__(self, dim: int, heads: int, window: int, shift: int):
         super().__init__(dim, heads, window, window)
+        self.mask_shift = shift
+        """Of the mask. Not `shift` only in checkpoints that were trained so (ASteISR's)."""
         self.in_features = self.out_features = dim
         self.shift = shift
 
@@ -129,10 +106,11 @@ class WindowAttention(BiasedAttention):
             x = x.roll((-shift, -shift), dims=(1, 2))
         qkv = self.qkv(x).split(C, dim=-1)
         extra = [qkv[0].new_zeros(1, 1, 1, 1, 1, head_padding(d, x.device))] * 3
-        if shift:
-            signs = shift_signs(H, W, shift, head_padding(d + 2, x.device), x.device)
-            signs = window_partition(signs, w, w).to(qkv[0].dtype)
-            extra = [signs, signs * (SHIFT_GAP / 2 / self.scale), torch.zeros_like(signs)]
+        if self.mask_shift:
+            spare, dh = head_padding(d + 2, x.device), self.mask_shift
+            features = shift_features(H, W, dh, dh, spare, x.device)  # (3, H, W, 2 + spare)
+            features = window_partition(features, w, w) * self.scale**-0.5
+            extra = features.to(qkv[0].dtype).split(1)  # Their product is multiplied by the scale.
         windows = (window_partition(y, w, w) for y in qkv)
         q, k, v = (self.split_heads(y, e) for y, e in zip(windows, extra, strict=True))
         out = self.proj(self.attend(q, k, v, (B, H, W)))

@@ -23,6 +23,7 @@ from .chop import chop
 from .ipt_checkpoint import VARIANTS, checkpoint_filter, detect, official_state_dict
 from .layers import (
     RGB_MEAN,
+    Conv2d,
     Upsample,
     attention,
     full_precision,
@@ -83,9 +84,9 @@ class ResBlock(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(channels, channels, 5, padding=2),
+            Conv2d(channels, channels, 5, padding=2),
             nn.ReLU(inplace=True),
-            nn.Conv2d(channels, channels, 5, padding=2),
+            Conv2d(channels, channels, 5, padding=2),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -280,11 +281,11 @@ class IPT(nn.Module):
         self.add_mean = MeanShift(rgb_range, 1)
         C, queries = channels, queries or len(scales)
         self.head = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(3, C, 3, padding=1), ResBlock(C), ResBlock(C)) for _ in scales
+            nn.Sequential(Conv2d(3, C, 3, padding=1), ResBlock(C), ResBlock(C)) for _ in scales
         )
         self.body = Body(C, patch_size, patch_dim, heads, depth, expansion, queries, out_bias)
         self.tail = nn.ModuleList(
-            nn.Sequential(Upsample(s, C), nn.Conv2d(C, 3, 3, padding=1)) for s in scales
+            nn.Sequential(Upsample(s, C), Conv2d(C, 3, 3, padding=1)) for s in scales
         )
 
     def _default_task(self, scale: int | None) -> str:

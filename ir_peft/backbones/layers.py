@@ -61,26 +61,77 @@ def window_reverse(x: Tensor) -> Tensor:
     return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
+SHIFT_GAP = 48.0
+"""How much more logits neighbours get than strangers in shifted windows.
+
+e^-48 is 0 beside 1 in fp32. The authors' 100 would be as good, but neighbours get the gap as a
+common addition here, and the smaller it is the less precision it costs.
+"""
+
+
 @lru_cache(maxsize=64)
 def shift_features(H: int, W: int, dh: int, dw: int, spare: int, device: torch.device) -> Tensor:
     """Features of q, k, v that keep strangers apart in windows shifted by (dh, dw).
 
     After the cyclic shift the last windows hold tokens that were not neighbours and must not see
-    each other (Swin Transformer, arXiv 2103.14030, Sec. 3.2). The product of the features of q and
-    k is 0 between neighbours and -100 or less between strangers: as a few more channels of each
-    head they do what a mask of the size of the attention matrix does. v and the spare channels get
-    zeros.
+    each other (Swin Transformer, arXiv 2103.14030, Sec. 3.2). Two signs tell the regions apart:
+    neighbours are tokens of a window with both signs equal. The product of the features of q and k
+    is `SHIFT_GAP` between neighbours and 0 or less between others. Common to all of a query's
+    neighbours, the gap has no effect; so two more channels of each head do what a mask of the size
+    of the attention matrix does. v and the spare channels get zeros.
 
     Returns:
-        (3, H, W, 4 + spare).
+        (3, H, W, 2 + spare).
     """
     with torch.inference_mode(False):
-        row = (torch.arange(H, device=device) >= H - dh).float()[:, None].expand(H, W)
-        column = (torch.arange(W, device=device) >= W - dw).float()[None, :].expand(H, W)
-        features = torch.zeros(3, H, W, 4 + spare, device=device)
-        features[0, ..., :4] = 10 * torch.stack([row, 1 - row, column, 1 - column], dim=-1)
-        features[1, ..., :4] = -10 * torch.stack([1 - row, row, 1 - column, column], dim=-1)
+        features = torch.zeros(3, H, W, 2 + spare, device=device)
+        features[:2, ..., :2] = math.sqrt(SHIFT_GAP / 2)
+        features[:2, H - dh :, :, 0] *= -1
+        features[:2, :, W - dw :, 1] *= -1
         return features
+
+
+def image_gradient(
+    grad: Tensor, x: Tensor, weight: Tensor, padding: tuple[int, int], groups: int
+) -> Tensor:
+    """The gradient of a convolution's input x, of which only the shape and the layout matter."""
+    settings = [1, 1], padding, [1, 1], False, [0, 0], groups, [True, False, False]
+    return torch.ops.aten.convolution_backward(grad, x, weight.to(grad.dtype), None, *settings)[0]
+
+
+class FrozenConvolution(torch.autograd.Function):
+    """`F.conv2d` of stride 1 with a gradient for x alone: it keeps no x for backward."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, padding, groups: int):
+        """(B, C, H, W) -> (B, out, H', W')."""
+        ctx.save_for_backward(weight)
+        ctx.like, ctx.settings = (x.shape, x.stride(), x.dtype), (padding, groups)
+        return F.conv2d(x, weight, bias, padding=padding, groups=groups)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor):
+        """The gradient of x."""
+        shape, stride, dtype = ctx.like
+        x = grad.new_empty_strided(shape, stride)
+        grad_x = image_gradient(grad, x, *ctx.saved_tensors, *ctx.settings)
+        return grad_x.to(dtype), None, None, None, None
+
+
+class Conv2d(nn.Conv2d):
+    """nn.Conv2d of stride 1 that keeps its input for backward only if its weights are trained."""
+
+    def __init__(
+        self, channels: int, out: int, side: int, *, padding=0, groups: int = 1, bias: bool = True
+    ):
+        super().__init__(channels, out, side, padding=padding, groups=groups, bias=bias)
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        trained = weight.requires_grad or (bias is not None and bias.requires_grad)
+        if trained or not (x.requires_grad and torch.is_grad_enabled()):
+            return super()._conv_forward(x, weight, bias)
+        return FrozenConvolution.apply(x, weight, bias, self.padding, self.groups)
 
 
 class DynamicPositionBias(nn.Module):
@@ -191,7 +242,7 @@ class Upsample(nn.Sequential):
             raise ValueError(f"scale {scale} cannot be built: a power of 2, or 3, is needed")
         layers: list[nn.Module] = []
         for step in steps:
-            layers += [nn.Conv2d(channels, step**2 * channels, 3, padding=1), nn.PixelShuffle(step)]
+            layers += [Conv2d(channels, step**2 * channels, 3, padding=1), nn.PixelShuffle(step)]
         super().__init__(*layers)
 
 
@@ -200,7 +251,7 @@ class UpsampleOneStep(nn.Sequential):
 
     def __init__(self, scale: int, channels: int, out_channels: int = 3):
         super().__init__(
-            nn.Conv2d(channels, scale**2 * out_channels, 3, padding=1), nn.PixelShuffle(scale)
+            Conv2d(channels, scale**2 * out_channels, 3, padding=1), nn.PixelShuffle(scale)
         )
 
 
@@ -209,11 +260,11 @@ class ResidualConv(nn.Sequential):
 
     def __init__(self, channels: int):
         super().__init__(
-            nn.Conv2d(channels, channels // 4, 3, padding=1),
+            Conv2d(channels, channels // 4, 3, padding=1),
             nn.LeakyReLU(0.2, inplace=True),
-            nn.Conv2d(channels // 4, channels // 4, 1),
+            Conv2d(channels // 4, channels // 4, 1),
             nn.LeakyReLU(0.2, inplace=True),
-            nn.Conv2d(channels // 4, channels, 3, padding=1),
+            Conv2d(channels // 4, channels, 3, padding=1),
         )
 
 

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import full_precision, reflect_pad, shortest_ratio, to_image, to_tokens
+from .gates import GeluGate
+from .layers import Conv2d, full_precision, reflect_pad, shortest_ratio, to_image, to_tokens
 
 STAGES = (
     "encoder_level1", "encoder_level2", "encoder_level3", "latent",
@@ -32,9 +33,9 @@ class Pointwise(nn.Conv2d):
     def __init__(self, channels: int, out: int, bias: bool):
         super().__init__(channels, out, 1, bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """(B, channels, H, W) -> (B, out, H, W)."""
-        return to_image(F.linear(to_tokens(x), self.weight.flatten(1), self.bias))
+        return to_image(F.linear(to_tokens(x), weight.flatten(1), bias))
 
 
 class BiasFreeNorm(nn.Module):
@@ -80,7 +81,7 @@ class Attention(nn.Module):
         self.heads = heads
         self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
         self.qkv = Pointwise(dim, 3 * dim, bias)
-        self.qkv_dwconv = nn.Conv2d(3 * dim, 3 * dim, 3, padding=1, groups=3 * dim, bias=bias)
+        self.qkv_dwconv = Conv2d(3 * dim, 3 * dim, 3, padding=1, groups=3 * dim, bias=bias)
         self.project_out = Pointwise(dim, dim, bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -113,14 +114,13 @@ class FeedForward(nn.Module):
         super().__init__()
         self.in_features = self.out_features = dim
         self.project_in = Pointwise(dim, 2 * hidden, bias)
-        self.dwconv = nn.Conv2d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden, bias=bias)
+        self.dwconv = Conv2d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden, bias=bias)
         self.project_out = Pointwise(hidden, dim, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        x1, x2 = to_tokens(self.dwconv(self.project_in(x))).chunk(2, dim=-1)  # (B, H, W, hidden)
-        # In one piece: `hidden` is odd, and row by row the CPU would take its ends value by value.
-        return self.project_out(to_image(F.gelu(x1.contiguous()) * x2))
+        hidden = GeluGate.apply(to_tokens(self.dwconv(self.project_in(x))))  # (B, H, W, hidden)
+        return self.project_out(to_image(hidden))
 
 
 class Block(nn.Module):
@@ -144,7 +144,7 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, channels: int, dim: int, bias: bool):
         super().__init__()
-        self.proj = nn.Conv2d(channels, dim, 3, padding=1, bias=bias)
+        self.proj = Conv2d(channels, dim, 3, padding=1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, H, W) -> (B, dim, H, W)."""
@@ -156,7 +156,7 @@ class Resize(nn.Module):
 
     def __init__(self, dim: int, up: bool):
         super().__init__()
-        conv = nn.Conv2d(dim, 2 * dim if up else dim // 2, 3, padding=1, bias=False)
+        conv = Conv2d(dim, 2 * dim if up else dim // 2, 3, padding=1, bias=False)
         self.body = nn.Sequential(conv, nn.PixelShuffle(2) if up else nn.PixelUnshuffle(2))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -230,7 +230,7 @@ class Restormer(nn.Module):
         # No reduction here: level 1 goes on with 2 * dim channels.
         self.decoder_level1 = stage(1, 2, depths[0])
         self.refinement = stage(1, 2, refinement)
-        self.output = nn.Conv2d(2 * dim, channels, 3, padding=1, bias=bias)
+        self.output = Conv2d(2 * dim, channels, 3, padding=1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, h, w) -> (B, 3, h, w)."""

@@ -69,3 +69,28 @@ def test_padding_modes_and_dilation():
         expected = adapter(x, conv(x))
         conv.weight.data = adapter.merge(conv)["weight"].detach()
         torch.testing.assert_close(conv(x), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "layer, shape",
+    [(nn.Linear(6, 9), (2, 5, 5, 6)), (nn.Conv2d(6, 9, 3, padding=1), (2, 6, 5, 5))],
+    ids=["linear", "conv"],
+)
+def test_merged_and_added_updates_agree(layer, shape):
+    """Many tokens take the merged weights, few the sum of outputs: the same values, gradients."""
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(layer).double()
+    attach_adapter(model, LoRAConfig(r=2, alpha=3, target_modules=("0",)), seed=0)
+    adapter = model[0].adapters["default"]
+    with torch.no_grad():
+        adapter.lora_B.weight.normal_(generator=generator)
+    x = torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+    leaves = [x, adapter.lora_A.weight, adapter.lora_B.weight]
+    merged, added = adapter.run(layer, x), adapter(x, layer(x))
+    assert merged.grad_fn.name() != added.grad_fn.name()  # Not one path twice.
+    torch.testing.assert_close(merged, added, rtol=0, atol=1e-12)
+    grads = (torch.autograd.grad(out.square().sum(), leaves) for out in (merged, added))
+    for ours, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
+    few = x[:1, :1] if isinstance(layer, nn.Linear) else x[:1, :, :2, :2]
+    assert adapter.run(layer, few).grad_fn.name() == "AddBackward0"

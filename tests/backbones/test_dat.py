@@ -11,7 +11,13 @@ from ir_peft import metrics
 from ir_peft.adapters import attach_adapter, count_parameters
 from ir_peft.backbones import create_backbone, load_backbone
 from ir_peft.backbones.dat import checkpoint_filter
-from ir_peft.backbones.layers import attention, shift_features, window_partition, window_reverse
+from ir_peft.backbones.layers import (
+    SHIFT_GAP,
+    attention,
+    shift_features,
+    window_partition,
+    window_reverse,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid")  # In the reference.
 
@@ -173,11 +179,14 @@ def test_windows_round_trip():
 
 def test_shift_features_keep_strangers_apart():
     q, k, v = shift_features(8, 8, 2, 2, 3, torch.device("cpu")).flatten(1, 2)  # One 8 x 8 window.
+    assert q.shape == (64, 5)
     token = torch.arange(64)
     region = 2 * (token // 8 >= 6) + (token % 8 >= 6)
     same = region[:, None] == region[None, :]
     product = q @ k.T
-    assert (product[same] == 0).all() and (product[~same] <= -100).all() and (v == 0).all()
+    common = product[0, 0]
+    assert common == pytest.approx(SHIFT_GAP) and (product[same] == common).all()
+    assert (product[~same] <= 1e-5).all() and (v == 0).all()
 
 
 def test_attention_is_the_formula():

@@ -14,6 +14,9 @@ from .adapters import (
     AdapterConfig,
     AdaptFormerConfig,
     AdaptIRConfig,
+    ASteISRConfig,
+    ASteISRSpatialConfig,
+    ASteISRStereoConfig,
     BitFitConfig,
     FacTConfig,
     HoulsbyConfig,
@@ -23,6 +26,7 @@ from .adapters import (
     active_adapter,
     adapter_names,
     attach_adapter,
+    attention_maps,
     count_parameters,
     disable_adapters,
     load_adapter,
@@ -36,10 +40,14 @@ from .adapters import (
 from .backbones import create_backbone, list_backbones, load_backbone
 from .evaluate import evaluate
 from .inference import restore
+from .stereo import Stereo, load_stereo
 from .train import train
 from .version import __version__
 
 __all__ = [
+    "ASteISRConfig",
+    "ASteISRSpatialConfig",
+    "ASteISRStereoConfig",
     "AdaIRConfig",
     "AdaptFormerConfig",
     "AdaptIRConfig",
@@ -56,6 +64,7 @@ __all__ = [
     "active_adapter",
     "adapter_names",
     "attach_adapter",
+    "attention_maps",
     "count_parameters",
     "create_backbone",
     "data",
@@ -64,6 +73,7 @@ __all__ = [
     "list_backbones",
     "load_adapter",
     "load_backbone",
+    "load_stereo",
     "merge_and_unload",
     "metrics",
     "per_sample",

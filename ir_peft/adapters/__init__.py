@@ -7,6 +7,16 @@ from typing import Any
 
 from .adair import AdaIR, AdaIRConfig
 from .adaptir import AdaptIR, AdaptIRConfig
+from .asteisr import (
+    ASteISR,
+    ASteISRConfig,
+    ASteISRSpatialConfig,
+    ASteISRStereoConfig,
+    SpatialAdapter,
+    StereoAdapter,
+    attention_maps,
+    paired_views,
+)
 from .batch import per_sample
 from .bitfit import BitFit, BitFitConfig
 from .bottleneck import AdaptFormerConfig, Bottleneck, HoulsbyConfig
@@ -34,6 +44,7 @@ from .core import (
     unload,
 )
 from .fact import FacT, FacTConfig
+from .huggingface import HuggingFace, HuggingFaceConfig, from_peft_folder, to_peft_folder
 from .lora import LoRA, LoRAConfig
 from .rows import FrozenConfig, FullConfig
 from .sites import nearest
@@ -43,6 +54,9 @@ from .vpt import VPT, VPTConfig
 ADAPTERS: dict[str, type[Adapter] | None] = {
     "adaptir": AdaptIR,
     "adair": AdaIR,
+    "asteisr": ASteISR,
+    "asteisr_spatial": SpatialAdapter,
+    "asteisr_stereo": StereoAdapter,
     "lora": LoRA,
     "houlsby": Bottleneck,
     "adaptformer": Bottleneck,
@@ -50,6 +64,7 @@ ADAPTERS: dict[str, type[Adapter] | None] = {
     "ssf": SSF,
     "fact": FacT,
     "bitfit": BitFit,
+    "peft": HuggingFace,
     "full": None,
     "frozen": None,
 }
@@ -58,6 +73,9 @@ ADAPTERS: dict[str, type[Adapter] | None] = {
 CONFIGS: dict[str, type[AdapterConfig]] = {
     "adaptir": AdaptIRConfig,
     "adair": AdaIRConfig,
+    "asteisr": ASteISRConfig,
+    "asteisr_spatial": ASteISRSpatialConfig,
+    "asteisr_stereo": ASteISRStereoConfig,
     "lora": LoRAConfig,
     "houlsby": HoulsbyConfig,
     "adaptformer": AdaptFormerConfig,
@@ -65,6 +83,7 @@ CONFIGS: dict[str, type[AdapterConfig]] = {
     "ssf": SSFConfig,
     "fact": FacTConfig,
     "bitfit": BitFitConfig,
+    "peft": HuggingFaceConfig,
     "full": FullConfig,
     "frozen": FrozenConfig,
 }
@@ -93,6 +112,10 @@ __all__ = [
     "CONFIGS",
     "AdaIR",
     "AdaIRConfig",
+    "ASteISR",
+    "ASteISRConfig",
+    "ASteISRSpatialConfig",
+    "ASteISRStereoConfig",
     "AdaptFormerConfig",
     "AdaptIR",
     "AdaptIRConfig",
@@ -106,6 +129,8 @@ __all__ = [
     "FrozenConfig",
     "FullConfig",
     "HoulsbyConfig",
+    "HuggingFace",
+    "HuggingFaceConfig",
     "LoRA",
     "LoRAConfig",
     "SSF",
@@ -118,19 +143,23 @@ __all__ = [
     "adapter_names",
     "adapter_state_dict",
     "attach_adapter",
+    "attention_maps",
     "config_from_dict",
     "count_parameters",
     "disable_adapters",
     "find_adapter",
     "fingerprint",
+    "from_peft_folder",
     "load_adapter",
     "load_adapter_state_dict",
     "merge_and_unload",
     "nearest",
     "per_sample",
+    "paired_views",
     "print_trainable_parameters",
     "save_adapter",
     "set_adapter",
+    "to_peft_folder",
     "train_mode",
     "trainable_parameters",
     "unload",

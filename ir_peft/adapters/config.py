@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar
 
 from torch import nn
@@ -26,7 +26,7 @@ class AdapterConfig:
     """Full names of modules that are trained whole and stored with the adapter."""
 
     def __post_init__(self):
-        for key in ("target_modules", "exclude_modules", "modules_to_save"):
+        for key in (f.name for f in fields(self) if "modules" in f.name):
             value = getattr(self, key)
             if isinstance(value, list):
                 value = tuple(value)
@@ -50,6 +50,13 @@ class AdapterConfig:
         if getattr(self, name) not in choices:
             raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(choices)}")
 
+    def require_above_zero(self, *names: str) -> None:
+        """Raises ValueError unless the named fields are finite numbers above 0."""
+        for name in names:
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not 0 < value < float("inf"):
+                raise ValueError(f"{name}={value!r} must be a number above 0")
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain data, for `config_from_dict`."""
         return asdict(self)
@@ -70,14 +77,16 @@ def resolve_config(
         raise TypeError(f"{config!r} is no method's config; methods: {', '.join(CONFIGS)}")
     if config.method in ("full", "frozen"):
         return replace(config, modules_to_save=_whole(model, config))
+    sites = "lora" if config.method == "peft" else config.method
+    defaults = all_defaults.get(sites, {})
+    for key in ("target_modules", "stereo_modules"):  # The second is of `asteisr` alone.
+        if getattr(config, key, ()) is None and key in defaults:
+            config = replace(config, **{key: defaults[key]})
     if config.target_modules is None:
-        target = all_defaults.get(config.method, {}).get("target_modules")
-        if target is None:
-            raise ValueError(
-                f"{type(model).__name__} has no default sites for {config.method!r}: give "
-                f"target_modules (modules: {nearest('', (p.name for p in walk(model)), 8)}, ...)"
-            )
-        config = replace(config, target_modules=target)
+        raise ValueError(
+            f"{type(model).__name__} has no default sites for {config.method!r}: give "
+            f"target_modules (modules: {nearest('', (p.name for p in walk(model)), 8)}, ...)"
+        )
     if config.target_modules == () and not config.modules_to_save:
         raise ValueError("neither target_modules nor modules_to_save: nothing would be trained")
     return config

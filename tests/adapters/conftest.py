@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 METHODS = [
     "adaptir",
+    "asteisr_spatial",
     "adair",
     "lora",
     "houlsby",
@@ -75,6 +76,7 @@ class Tiny(nn.Module):
         super().__init__()
         self.adapter_defaults = {
             "adaptir": {"target_modules": r"blocks\.\d+\.ffn", "hidden": 4},
+            "asteisr_spatial": {"target_modules": r"blocks\.\d+\.(attn|ffn)"},
             "lora": {"target_modules": r"blocks\.\d+\.(attn\.(qkv|proj)|ffn\.fc[12])", "r": 2},
             "adair": {"target_modules": r"blocks\.\d+\.(attn|ffn)", "width": 3},
             "houlsby": {"target_modules": r"blocks\.\d+\.(attn|ffn)", "bottleneck": 3},

@@ -265,7 +265,19 @@ def test_adapter_defaults_name_existing_modules():
         method: sum(bool(re.fullmatch(d["target_modules"], n)) for n, _ in model.named_modules())
         for method, d in model.adapter_defaults.items()
     }
-    assert counts == {"adaptir": 3, "lora": 12, "adair": 6, "houlsby": 6, "adaptformer": 3, "ssf": 18, "fact": 12, "bitfit": 18}
+    assert counts == {
+        "asteisr": 4,
+        "asteisr_spatial": 3,
+        "asteisr_stereo": 1,
+        "adaptir": 3,
+        "lora": 12,
+        "adair": 6,
+        "houlsby": 6,
+        "adaptformer": 3,
+        "ssf": 18,
+        "fact": 12,
+        "bitfit": 18,
+    }
 
 
 def test_detect_reads_every_width():

@@ -152,7 +152,18 @@ def test_sites_of_all_44_blocks():
         method: sum(bool(re.fullmatch(d["target_modules"], n)) for n in names)
         for method, d in model.adapter_defaults.items()
     }
-    assert counts == {"adaptir": 44, "lora": 176, "adair": 88, "houlsby": 88, "adaptformer": 44, "ssf": 264, "bitfit": 88}
+    assert counts == {
+        "asteisr": 46,
+        "asteisr_spatial": 44,
+        "asteisr_stereo": 2,
+        "adaptir": 44,
+        "lora": 176,
+        "adair": 88,
+        "houlsby": 88,
+        "adaptformer": 44,
+        "ssf": 264,
+        "bitfit": 88,
+    }
     sites = [m for n, m in names.items() if n.endswith((".attn", ".ffn"))]
     assert len(sites) == 88
     assert sum(m.in_features + m.out_features for m in sites) == 4 * 7488

@@ -116,8 +116,6 @@ def squeeze(dim: int, hidden: int, out: int) -> list[nn.Module]:
     return [down, nn.BatchNorm2d(hidden), nn.GELU(), up]
 
 
-class Interaction(nn.Module):
-    """What both attentions share: a depthwise convolution of v, and the adaptive interaction."""
 class Local(nn.Sequential):
     """gelu(BN(DWConv(x))): (B, C, H, W) -> the same shape.
 
@@ -138,6 +136,8 @@ class Local(nn.Sequential):
         return gelu(conv._conv_forward(x, conv.weight * scale.view(-1, 1, 1, 1), shift))
 
 
+class Interaction(nn.Module):
+    """What both attentions share: a depthwise convolution of v, and the adaptive interaction."""
 
     channels_last = True
 

@@ -5,8 +5,6 @@ Chen et al., CVPR 2023, arXiv 2205.04437. Both add a trained table of relative p
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -93,10 +91,10 @@ class WindowAttention(BiasedAttention):
 
     def __init__(self, dim: int, heads: int, window: int, shift: int):
         super().__init__(dim, heads, window, window)
-        self.mask_shift = shift
-        """Of the mask. Not `shift` only in checkpoints that were trained so (ASteISR's)."""
         self.in_features = self.out_features = dim
         self.shift = shift
+        self.mask_shift = shift
+        """Of the mask. Not `shift` only in checkpoints that were trained so (ASteISR's)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C), H and W multiples of the window -> (B, H, W, C)."""

@@ -2,8 +2,8 @@
 
 Blocks alternate spatial-window attention (two window shapes, one for each half of the channels) and
 channel attention. State-dict keys are those of the authors' release. Adapters find their sites by
-name: `layers.i.blocks.j`, its `.attn` and `.ffn`, the Linears `attn.qkv`, `attn.proj`, `ffn.fc1` and
-`ffn.fc2`, and the end of the body `norm`, `conv_after_body`, `upsample`.
+name: `layers.i.conv`, `layers.i.blocks.j`, its `.attn` and `.ffn`, the Linears `attn.qkv`,
+`attn.proj`, `ffn.fc1` and `ffn.fc2`, and the end of the body `norm`, `conv_after_body`, `upsample`.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from .layers import (
     window_partition,
     window_reverse,
 )
+
+__all__ = ["DAT", "REBUILT", "checkpoint_filter", "dat", "dat_light", "dat_s", "detect"]
 
 
 class SpatialGate(nn.Module):
@@ -301,7 +303,7 @@ class DAT(nn.Module):
             raise ValueError(f"{name} exists at scale 2, 3 and 4, not at {scale}")
         self.name = name
         self.scale = scale
-        self.adapter_defaults = adapter_defaults(dim)
+        self.adapter_defaults = adapter_defaults(dim, depths)
         self.register_buffer("mean", torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
         self.conv_first = Conv2d(3, dim, 3, padding=1)
         self.before_RG = nn.Sequential(nn.Identity(), nn.LayerNorm(dim))
@@ -340,15 +342,23 @@ class DAT(nn.Module):
         return self.conv_last(self.upsample(self.conv_before_upsample(x))) + self.mean
 
 
-def adapter_defaults(dim: int) -> dict[str, dict]:
+def adapter_defaults(dim: int, depths: tuple[int, ...]) -> dict[str, dict]:
     """Sites and widths of each method; on DAT-light each adds about 35 thousand parameters.
 
-    `ssf` and `bitfit` have no width, so their size is what it is.
+    `ssf` and `bitfit` have no width, so their size is what it is. ASteISR's has the paper's ratios
+    (33,750 and 3 x 15,000 on DAT-light); its stereo adapters sit as on HAT, after the convolution
+    of every second group, or after every sixth block where there is one group only.
     """
     block = r"layers\.\d+\.blocks\.\d+\."
     linears = r"attn\.qkv|attn\.proj|ffn\.fc1|ffn\.fc2"
     hidden = dim // 5  # 12 on DAT-light, the width that the AdaptIR release takes on EDT-B.
+    sixth = "|".join(map(str, range(min(5, depths[0] - 1), depths[0], 6)))
+    stereo = r"layers\.\d*[13579]\.conv" if len(depths) > 1 else rf"layers\.0\.blocks\.({sixth})"
+    spatial = block + "attn"
     return {
+        "asteisr": {"target_modules": f"{spatial}|{stereo}", "stereo_modules": stereo},
+        "asteisr_spatial": {"target_modules": spatial},
+        "asteisr_stereo": {"target_modules": stereo},
         "adaptir": {
             "target_modules": block + "ffn",
             "hidden": hidden,

@@ -3,9 +3,9 @@
 Shifted-window attention in crossed windows: one half of the channels attends in windows of (h, w),
 the other in windows of (w, h). A convolutional head has skip connections to the tail. State-dict
 keys are those of the authors' release, of which the super-resolution branches exist here. Adapters
-find their sites by name: `body.layers.i.residual_group.blocks.j.mlp`, the Linears `qkv`, `proj`,
-`mlp.fc1`, `mlp.fc2` of the same block, and the end of the body `body.norm`, `body.conv_after_body`,
-and `tail_sr_x4`.
+find their sites by name: the group `body.layers.i`, `body.layers.i.residual_group.blocks.j.mlp`,
+the Linears `qkv`, `proj`, `mlp.fc1`, `mlp.fc2` of the same block, and the end of the body
+`body.norm`, `body.conv_after_body`, and `tail_sr_x4`.
 """
 
 from __future__ import annotations
@@ -143,8 +143,11 @@ class Block(nn.Module):
 class Group(nn.Module):
     """x + blocks(x)."""
 
+    channels_last = True
+
     def __init__(self, dim, heads, window, expansion, drop_paths):
         super().__init__()
+        self.in_features = self.out_features = dim
         blocks = (
             Block(dim, heads, window, expansion, rate, shift=i % 2 == 1)
             for i, rate in enumerate(drop_paths)
@@ -271,7 +274,11 @@ def adapter_defaults(dim: int) -> dict[str, dict]:
     """
     block = r"body\.layers\.\d+\.residual_group\.blocks\.\d+\."
     hidden = max(2, dim // 14)
+    spatial, stereo = block + "proj", r"body\.layers\.\d*[13579]"
     return {
+        "asteisr": {"target_modules": f"{spatial}|{stereo}", "stereo_modules": stereo},
+        "asteisr_spatial": {"target_modules": spatial},
+        "asteisr_stereo": {"target_modules": stereo},
         "adaptir": {"target_modules": block + "mlp", "hidden": hidden, "gate": max(1, hidden // 4)},
         "lora": {"target_modules": block + "(qkv|proj)", "r": 4, "alpha": 4},
         "adair": {"target_modules": block + "(proj|mlp)", "width": max(1, dim // 30)},

@@ -275,7 +275,11 @@ def adapter_defaults(dim: int) -> dict[str, dict]:
     block = r"layers\.\d+\.residual_group\.blocks\.\d+\."
     linears = block + r"(attn\.(qkv|proj)|mlp\.fc[12])"
     hidden = max(2, dim // 10)
+    spatial, stereo = block + "spatial_site", r"layers\.\d*[13579]\.stereo_site"
     return {
+        "asteisr": {"target_modules": f"{spatial}|{stereo}", "stereo_modules": stereo},
+        "asteisr_spatial": {"target_modules": spatial},
+        "asteisr_stereo": {"target_modules": stereo},
         "adaptir": {"target_modules": block + "mlp", "hidden": hidden, "gate": max(1, hidden // 4)},
         "lora": {"target_modules": linears, "r": 4, "alpha": 4},
         "adair": {"target_modules": block + "(attn|mlp)", "width": hidden},
@@ -329,7 +333,10 @@ def detect(state: dict[str, Tensor]) -> tuple[str, dict] | None:
     if not all(key in state for key in ("conv_first.weight", squeeze, overlap.format(0))):
         return None
     if any(".S_Adapter." in key or ".stereo_adapter." in key for key in state):
-        raise ValueError("this is an ASteISR checkpoint, a HAT with adapters inside, not a HAT")
+        raise ValueError(
+            "this is an ASteISR checkpoint, a HAT with adapters inside; ir_peft.load_stereo "
+            "loads it"
+        )
     if "absolute_pos_embed" in state:
         raise ValueError(
             "this HAT has absolute position embeddings; HAT is built without them here"

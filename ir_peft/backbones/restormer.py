@@ -4,7 +4,8 @@ arXiv 2111.09881. A U-Net of four levels; attention runs over channels, so its c
 pixels. State-dict keys are those of the authors' release. Adapters find their sites by name: in
 every block (`encoder_level1.0`, ... of the stages in `STAGES`) the modules `attn` (MDTA) and `ffn`
 (GDFN), the 1x1 convolutions `attn.qkv`, `attn.project_out`, `ffn.project_in`, `ffn.project_out`,
-the norms `norm1.body`, `norm2.body`; and `output` at the end. Tensors are (B, C, H, W) here, in
+the norms `norm1.body`, `norm2.body`; `reduce_chan_level3` and `2`, where the decoder meets the
+encoder; and `output` at the end. Tensors are (B, C, H, W) here, in
 channels-last memory: everything but the norms is a convolution.
 """
 
@@ -253,7 +254,11 @@ def adapter_defaults(dim: int, biases: bool) -> dict[str, dict]:
     block = f"({'|'.join(STAGES)})" + r"\.\d+\."
     width = max(2, 4 * dim // 3)  # 64
     lora = block + r"(attn\.(qkv|project_out)|ffn\.project_(in|out))"
+    spatial, stereo = block + "attn", "reduce_chan_level[23]"  # Rows at 1/4 and 1/2 of the size.
     defaults = {
+        "asteisr": {"target_modules": f"{spatial}|{stereo}", "stereo_modules": stereo},
+        "asteisr_spatial": {"target_modules": spatial},
+        "asteisr_stereo": {"target_modules": stereo},
         "adaptir": {"target_modules": block + "ffn", "hidden": width, "gate": max(1, width // 4)},
         "lora": {"target_modules": lora, "r": max(1, dim // 3), "alpha": max(1, dim // 3)},
         "adair": {"target_modules": block + "(attn|ffn)", "width": width},

@@ -9,7 +9,6 @@ what, how long, and how well it does on validation photographs beside doing noth
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -36,6 +35,7 @@ from .data.degradations import (
 )
 from .evaluate import evaluate
 from .files import write_bytes, write_text
+from .names import did_you_mean
 from .provenance import device_name, git_state, versions
 from .train import train
 
@@ -172,9 +172,8 @@ def pretrain(
         FloatingPointError: a loss or a weight is not finite.
     """
     if tag not in RECIPES:
-        near = difflib.get_close_matches(tag, RECIPES, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"there is no recipe {tag!r}; {hint}Known: {', '.join(RECIPES)}")
+        hint = did_you_mean(tag, RECIPES) or "."
+        raise ValueError(f"there is no recipe {tag!r}{hint} Known: {', '.join(RECIPES)}")
     recipe = RECIPES[tag] if steps is None else replace(RECIPES[tag], steps=steps)
     root = Path(root).resolve()
     name = f"{tag}_s{seed}" if seed else tag
@@ -242,6 +241,7 @@ def pretrain(
     write_bytes(out / f"{name}.safetensors", save(state, metadata))
     write_text(out / f"{name}.md", card_markdown(card))
     write_text(out / f"{name}.json", json.dumps(card, indent=1) + "\n")
+    write_text(out / "README.md", index_markdown(out))
     return card
 
 
@@ -344,6 +344,33 @@ def card_markdown(card: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def index_markdown(folder: Path) -> str:
+    """One table of all cards in a folder."""
+    lines = [
+        "# Pretrained small backbones",
+        "",
+        "Trained by this project (`ir-peft pretrain TAG`) for laptops; not the published models. PSNR "
+        "in dB on RGB,",
+        f"mean over centre crops of {CARD_CROP} pixels of the two validation photographs, beside the "
+        "bicubic enlargement or",
+        "the damaged image itself. Each name links to its card. DAT-light is its authors' "
+        "([NOTICE](../NOTICE)).",
+        "",
+        "| backbone | parameters | steps | task | PSNR | doing nothing | gain |",
+        "|---|---:|---:|---|---:|---:|---:|",
+    ]
+    for path in sorted(folder.glob("*.json")):
+        card = json.loads(path.read_text(encoding="utf-8"))
+        first = f"[{card['tag']}]({card['tag']}.md) | {card['parameters']:,}"
+        head = f"| {first} | {card['recipe']['steps']:,} |"
+        for task, row in card["validation"].items():
+            gain = row["model"] - row["baseline"]
+            numbers = f"{row['model']:.2f} | {row['baseline']:.2f} | {gain:+.2f} |"
+            lines.append(f"{head} {task} | {numbers}")
+            head = "| | | |"
+    return "\n".join([*lines, ""])
 
 
 def _mean(rows: list[dict]) -> float:

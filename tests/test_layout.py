@@ -47,7 +47,7 @@ ARROWS = {
         "provenance",
         "train",
     },
-    "pretrain": {"backbones", "data", "evaluate", "files", "provenance", "train"},
+    "pretrain": {"backbones", "data", "evaluate", "files", "names", "provenance", "train"},
     "provenance": {"devices", "version"},
     "records": {"files"},
     "claims": {"records"},

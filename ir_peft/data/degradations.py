@@ -13,7 +13,6 @@ the same images degraded one after the other with the same generator, bit for bi
 
 from __future__ import annotations
 
-import difflib
 import io
 import math
 from dataclasses import dataclass
@@ -40,6 +39,7 @@ from ir_peft.data.core import (
 )
 from ir_peft.data.filters import bicubic_resize, convolve, gaussian_kernel, path_kernel
 from ir_peft.data.weather import Haze, LowLight, Rain
+from ir_peft.names import did_you_mean
 
 __all__ = [
     "TASKS",
@@ -282,7 +282,6 @@ def task(name: str, split: Literal["train", "test"] = "train") -> Degradation:
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")
     if name not in TASKS:
-        near = difflib.get_close_matches(name, TASKS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise KeyError(f"no task {name!r}; {hint}tasks: {', '.join(TASKS)}")
+        hint = did_you_mean(name, TASKS) or "."
+        raise KeyError(f"no task {name!r}{hint} Known: {', '.join(TASKS)}")
     return (TASKS if split == "train" else TEST_TASKS)[name]

@@ -144,6 +144,10 @@ def test_unknown_recipe():
         pretrain.pretrain("hat_mini_4")
 
 
+def test_the_table_of_shipped_backbones_is_that_of_their_cards():
+    assert (WEIGHTS / "README.md").read_text() == pretrain.index_markdown(WEIGHTS)
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_backbones_fit_their_cards(path):
     card = json.loads(path.read_text())

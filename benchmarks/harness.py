@@ -215,6 +215,16 @@ def peak_bytes(run: Run, device: torch.device) -> int:
     return peak_memory(device)[0] - before
 
 
+def keep_heap() -> None:
+    """Let the C library keep and reuse freed memory: no fresh pages in each step (glibc)."""
+    if platform.libc_ver()[0] != "glibc":
+        raise RuntimeError("keep_heap sets glibc's allocator, and there is another C library here")
+    trim_threshold, mmap_threshold = -1, -3  # From malloc.h.
+    libc = ctypes.CDLL(None)
+    if not (libc.mallopt(trim_threshold, 2**31 - 1) and libc.mallopt(mmap_threshold, 2**25)):
+        raise RuntimeError("mallopt refused the thresholds")
+
+
 def profiled(run: Run, device: torch.device, top: int = 8) -> dict[str, Any]:
     """Where one run spends its time: shares of kinds of operators, the largest ones, page faults.
 

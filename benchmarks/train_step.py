@@ -1,206 +1,270 @@
-"""Time and saved bytes of one training step, ours beside the reference, in one process.
+"""Time and memory of one training step, ours beside the reference, in one process.
 
-Both models have the same weights and inputs. Their steps alternate, so that whatever else the
-machine does hits both; reported is the median of the ratios of neighbouring steps, with quartiles.
+All networks of a row have the same weights, inputs and precision, and their steps take turns, so
+that whatever else the machine does hits all of them; reported is the median of the ratios of
+neighbouring steps, with quartiles. Loss: the mean absolute output.
 
     forward   no gradients
     full      forward, backward and AdamW step of every parameter
-    frozen    all weights frozen, gradient down to the input: the floor for an adapter in the body
-    peft      as frozen, but with a LoRA that trains in ours; the reference has none
+    frozen    all weights frozen; the input needs a gradient, so backward runs through every layer
+    peft      an adapter trains, all weights are frozen: forward, backward, AdamW step
 
-Bytes saved for backward are exact: unique storages that autograd keeps, parameters not counted.
-Usage: python benchmarks/train_step.py dat_light hat_s --repeats 9 --out results/benchmarks
+A peft step of ours stands beside three of the reference: its full step; `frozen`, which carries no
+adapter at all, the hardest comparison; and `adapted`, the same adapter in the layers of the same
+names, where the reference has such layers (an adapter on a site of ours has no place in it).
+
+Bytes saved for backward are exact: unique storages that autograd keeps, without parameters. Peak
+memory is that of one step above what is in use before it. Missed goals come with a profile.
+Each case is written when it is measured; `--resume` leaves those of this commit and these settings.
+
+Usage: python benchmarks/train_step.py dat_light hat --rounds 9
+       python benchmarks/train_step.py --device cuda --precision bf16 --compile ours
 """
+
+from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import harness
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from train_step_report import misses, write_report
 
 from ir_peft import attach_adapter, create_backbone
+from ir_peft.adapters import ADAPTERS
+from ir_peft.adapters.config import resolve_config
 from ir_peft.files import write_text
 from ir_peft.provenance import device_name, git_state, versions
 
 
-def reference_dat(model: nn.Module) -> nn.Module:
-    """The DAT of spandrel, at the same size."""
-    from spandrel.architectures.DAT import DAT
+@dataclass(frozen=True)
+class Case:
+    """A network and its input."""
 
-    light, first = model.name == "dat_light", model.layers[0].blocks[0]
-    blocks = [len(group.blocks) for group in model.layers]
-    return DAT(
-        embed_dim=first.ffn.in_features,
-        split_size=list(first.attn.attns[0].window),
-        depth=blocks,
-        num_heads=[first.attn.heads] * len(blocks),
-        expansion_factor=first.ffn.fc1.out_features / first.ffn.in_features,
-        upscale=model.scale,
-        resi_connection="3conv" if light else "1conv",
-        upsampler="pixelshuffledirect" if light else "pixelshuffle",
-    )
+    backbone: str
+    input: tuple[int, int, int, int]
+    """(B, 3, h, w)."""
+    methods: tuple[str, ...]
+    """Adapters of the peft mode; those that are not registered or have no defaults are left out."""
+    sizes: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the backbone's class where it is shrunk."""
+    shrunk: str = ""
+    """What was shrunk, in words."""
 
 
-def reference_hat(model: nn.Module) -> nn.Module:
-    """The HAT-S or HAT of spandrel."""
-    from spandrel.architectures.HAT import HAT
-
-    light = model.name == "hat_s"
-    return HAT(
-        img_size=64,
-        embed_dim=144 if light else 180,
-        depths=(6,) * 6,
-        num_heads=[6] * 6,
-        window_size=16,
-        compress_ratio=24 if light else 3,
-        squeeze_factor=24 if light else 30,
-        conv_scale=0.01,
-        overlap_ratio=0.5,
-        mlp_ratio=2,
-        upscale=model.scale,
-        upsampler="pixelshuffle",
-    )
-
-
-def reference_restormer(model: nn.Module) -> nn.Module:
-    """The Restormer of spandrel-extra-arches."""
-    from spandrel_extra_arches.architectures.Restormer import Restormer
-
-    return Restormer()
-
-
-# Architecture -> (reference, patch side, batch).
-FAMILIES: dict[str, tuple[Callable[[nn.Module], nn.Module], int, int]] = {
-    "dat_light": (reference_dat, 32, 4),
-    "dat": (reference_dat, 64, 1),
-    "hat_s": (reference_hat, 64, 1),
-    "hat": (reference_hat, 64, 1),
-    "restormer": (reference_restormer, 128, 1),
+CASES = {
+    "dat_light": Case("dat_light", (4, 3, 32, 32), ("lora", "adaptir")),
+    "dat": Case(
+        "dat", (1, 3, 64, 64), ("asteisr_spatial", "lora"), {"depths": (6,)}, "one of six groups"
+    ),
+    "hat": Case(
+        "hat", (1, 3, 64, 64), ("asteisr_spatial", "lora"), {"depths": (6,)}, "one of six groups"
+    ),
+    "ipt": Case(
+        "ipt",
+        (1, 3, 48, 48),
+        ("adaptir", "lora"),
+        {"depth": 2, "scales": (4,)},
+        "2 of 12 layers in encoder and decoder, one of six branches",
+    ),
+    "restormer": Case(
+        "restormer",
+        (1, 3, 128, 128),
+        ("adair", "lora"),
+        {"depths": (1, 2, 2, 2), "refinement": 1},
+        "12 of 44 blocks",
+    ),
 }
-MODES = ("forward", "full", "frozen", "peft")
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
 
 
-def step(model: nn.Module, x: torch.Tensor, mode: str, optimizer: Any) -> None:
-    """One step of a mode."""
-    if mode == "forward":
-        with torch.no_grad():
-            model(x)
-        return
-    model(x).abs().mean().backward()
-    if optimizer:
-        optimizer.step()
-        optimizer.zero_grad()
+@dataclass
+class Runner:
+    """A network with what it trains, and its step."""
+
+    model: nn.Module
+    x: torch.Tensor
+    mode: str
+    precision: str
+    compiled: bool = False
+
+    def __post_init__(self):
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-6) if trained else None
+        self.call = torch.compile(self.model) if self.compiled else self.model
+        if self.mode == "frozen":
+            self.x = self.x.clone().requires_grad_()
+
+    def __call__(self) -> None:
+        """One step."""
+        dtype, device = PRECISIONS[self.precision], self.x.device.type
+        autocast = nullcontext() if dtype is None else torch.autocast(device, dtype)
+        with torch.set_grad_enabled(self.mode != "forward"), autocast:
+            loss = self.call(self.x).float().abs().mean()
+        if self.mode == "forward":
+            return
+        loss.backward()
+        if self.optimizer:
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        self.x.grad = None
 
 
-def seconds(run: Callable[[], None]) -> float:
-    """Wall time of one call, the device's work included."""
-    start = time.perf_counter()
-    run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+def rows_of(case: Case) -> list[tuple[str, str | None]]:
+    """(mode, adapter) of each row."""
+    with torch.device("meta"):
+        known = create_backbone(case.backbone, **case.sizes).adapter_defaults
+    methods = [m for m in case.methods if m in ADAPTERS and m in known]
+    return [("forward", None), ("full", None), ("frozen", None), *(("peft", m) for m in methods)]
 
 
-def saved_bytes(model: nn.Module, run: Callable[[], None]) -> int:
-    """Bytes of the unique storages that autograd keeps for backward, without parameters."""
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, int] = {}
+def runners(
+    case: Case, mode: str, method: str | None, precision: str, compiled: str, device: torch.device
+) -> dict[str, Runner]:
+    """Ours and what it is compared with, by name."""
+    x = torch.rand(case.input, generator=torch.Generator().manual_seed(0)).to(device)
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+    def build(ours: bool, mode: str, precision: str = precision, method: str | None = None):
+        torch.manual_seed(0)
+        model = create_backbone(case.backbone, **case.sizes).eval().to(device)
+        config = resolve_config(model, method, {}) if method else None
+        if not ours:
+            model = harness.reference_of(model)
+        model.requires_grad_(mode == "full")
+        if config is not None:
+            attach_adapter(model, config, seed=0)
+        return Runner(model, x, mode, precision, compiled in ("both", "ours" if ours else ""))
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        run()
-    return sum(kept.values())
+    found = {"ours": build(True, mode, method=method)}
+    if mode != "peft":
+        found[mode] = build(False, mode)
+        return found
+    found["full"] = build(False, "full")
+    found["frozen"] = build(False, "frozen")
+    try:
+        found["adapted"] = build(False, "peft", method=method)
+    except (ValueError, TypeError) as error:  # The reference has no such layers.
+        print(f"  the reference takes no {method}: {error}"[:200])
+    if precision != "fp32":
+        found["full fp32"] = build(False, "full", "fp32")
+    return found
 
 
-def prepare(model: nn.Module, mode: str, adapter: bool) -> Any:
-    """Sets what trains in a mode and returns the optimiser, if any."""
-    model.requires_grad_(mode == "full")
-    if mode == "peft" and adapter:
-        attach_adapter(model, "lora")
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return torch.optim.AdamW(trained, lr=1e-6) if trained else None
-
-
-def measure(name: str, mode: str, repeats: int, device: torch.device) -> dict[str, Any]:
-    """One row: ours and the reference alternately, `repeats` pairs."""
-    make_reference, side, batch = FAMILIES[name]
-    torch.manual_seed(0)
-    ours = create_backbone(name).eval().to(device)
-    reference = make_reference(ours).eval().to(device)
-    missing, unexpected = reference.load_state_dict(ours.state_dict(), strict=False)
-    rebuilt = ("attn_mask", "relative_position_index", "rpe_biases")
-    if unexpected or any(not any(word in key for word in rebuilt) for key in missing):
-        raise SystemExit(f"{name}: the reference has other weights: {missing[:3]} {unexpected[:3]}")
-    x = torch.rand(batch, 3, side, side, device=device)
-    runs = {}
-    for who, model in (("ours", ours), ("reference", reference)):
-        optimizer = prepare(model, mode, adapter=who == "ours")
-        given = x if optimizer or mode == "forward" else x.clone().requires_grad_()
-        runs[who] = lambda m=model, o=optimizer, g=given: step(m, g, mode, o)
-        seconds(runs[who])  # Warm up.
-    pairs = [(seconds(runs["ours"]), seconds(runs["reference"])) for _ in range(repeats)]
-    ratio = torch.tensor([theirs / our for our, theirs in pairs]).quantile(
-        torch.tensor([0.25, 0.5, 0.75])
-    )
-    our, theirs = torch.tensor(pairs).median(dim=0).values.tolist()
-    row = {
-        "backbone": name,
-        "mode": mode,
-        "input": [batch, 3, side, side],
-        "ours_seconds": our,
-        "reference_seconds": theirs,
-        "speedup": dict(zip(("q25", "median", "q75"), ratio.tolist(), strict=True)),
-        "pairs": repeats,
-    }
-    if mode != "forward":
-        row["ours_saved_bytes"] = saved_bytes(ours, runs["ours"])
-        row["reference_saved_bytes"] = saved_bytes(reference, runs["reference"])
+def measure(
+    case: Case, mode: str, method: str | None, rounds: int, device: torch.device, **options: str
+) -> dict[str, Any]:
+    """One row."""
+    steps = runners(case, mode, method, device=device, **options)
+    times = harness.alternate(steps, rounds, device, warm_up=2)
+    row: dict[str, Any] = {"mode": mode, "method": method, "networks": {}}
+    for name, step in steps.items():
+        seconds = torch.tensor(times[name], dtype=torch.float64).median().item()
+        row["networks"][name] = {"seconds": seconds, "peak_bytes": harness.peak_bytes(step, device)}
+        if mode != "forward":
+            row["networks"][name]["saved_bytes"] = harness.saved_bytes(step.model, step)
+        if name != "ours":
+            row["networks"][name]["speedup"] = harness.ratio(times[name], times["ours"])
+    missed = misses(row, case.backbone, device.type)
+    if missed:
+        row["profile"] = {"ours": profile(steps["ours"], device)}
+        against = next((goal.against for goal in missed if goal.against in steps), None)
+        if against:
+            row["profile"][against] = profile(steps[against], device)
     return row
 
 
+def profile(step: Runner, device: torch.device) -> dict[str, Any]:
+    """Where a step spends its time, and its products and convolutions in GFLOP."""
+    found = harness.profiled(step, device)
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return found | {"gflop": counter.get_total_flops() / 1e9}
+
+
+def show(name: str, row: dict[str, Any]) -> None:
+    """Prints a row and what it spends where a goal is missed."""
+    ours = row["networks"]["ours"]
+    line = f"{name:10} {row['mode']:8} {row['method'] or '':16} {ours['seconds']:7.3f} s"
+    for other, entry in row["networks"].items():
+        if other != "ours":
+            line += f"  {entry['speedup']['median']:5.2f}x {other}"
+            if "saved_bytes" in ours:
+                line += f" ({100 * ours['saved_bytes'] / entry['saved_bytes']:.0f} % saved)"
+    print(line, flush=True)
+    for operator in row.get("profile", {}).get("ours", {}).get("operators", []):
+        print(f"    {100 * operator['share']:5.1f} % {operator['name']} x {operator['calls']}")
+
+
+def update(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Reads the record, changes it and writes it atomically."""
+    record = json.loads(path.read_text()) if path.exists() else {"cases": {}}
+    change(record)
+    write_text(path, json.dumps(record, indent=1) + "\n")
+
+
 def main() -> None:
-    """Measures, prints a table and writes one JSON file a device."""
+    """Measures the cases, prints them and writes one JSON file a device and the report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("backbones", nargs="*", default=["dat_light"], help=", ".join(FAMILIES))
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("cases", nargs="*", default=list(CASES), help=", ".join(CASES))
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
+    parser.add_argument("--compile", choices=("none", "ours", "both"), default="none")
+    parser.add_argument("--keep-heap", action="store_true", help=harness.keep_heap.__doc__)
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--report", action="store_true", help="only write the report again")
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
     options = parser.parse_args()
-    unknown = set(options.backbones) - set(FAMILIES)
+    if options.report:
+        write_report(options.out)
+        return
+    unknown = set(options.cases) - set(CASES)
     if unknown:
-        raise SystemExit(f"unknown: {sorted(unknown)}; there are {', '.join(FAMILIES)}")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    rows = []
-    for name in options.backbones:
-        for mode in MODES:
-            row = measure(name, mode, options.repeats, device)
-            speed = row["speedup"]
-            line = f"{name:10} {mode:8} {row['ours_seconds']:7.3f} s, {speed['median']:5.2f}x"
-            if "ours_saved_bytes" in row:
-                ours, theirs = row["ours_saved_bytes"], row["reference_saved_bytes"]
-                line += f", saved {ours / 2**20:.0f} of {theirs / 2**20:.0f} MiB"
-            print(line, flush=True)
-            rows.append(row)
-    report = {
-        "rows": rows,
-        "reference": "spandrel",
-        "device": device_name(),
-        "versions": versions(),
-        "git": git_state(Path.cwd()),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
-    path = options.out / f"train_step-{device.type}.json"
-    write_text(path, json.dumps(report, indent=1) + "\n")
-    print(f"wrote {path}")
+        parser.error(f"unknown: {sorted(unknown)}; there are {', '.join(CASES)}")
+    device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        parser.error("PyTorch sees no GPU here: run with --device cpu")
+    if options.keep_heap:
+        harness.keep_heap()
+    chosen = {"precision": options.precision, "compiled": options.compile}
+    settings = chosen | {"rounds": options.rounds, "keep_heap": options.keep_heap}
+    git = git_state(Path.cwd())
+    words = [device.type, options.precision if options.precision != "fp32" else ""]
+    words += ["compile" if options.compile != "none" else "", "heap" if options.keep_heap else ""]
+    path = options.out / f"train_step-{'-'.join(filter(None, words))}.json"
+    done = json.loads(path.read_text())["cases"] if options.resume and path.exists() else {}
+    rates = harness.machine_rates(device)
+    for name in options.cases:
+        case, old = CASES[name], done.get(name, {})
+        if old.get("settings") == settings and old["git"]["commit"] == git["commit"]:
+            print(f"{name}: measured already")
+            continue
+        entry: dict[str, Any] = {
+            "backbone": case.backbone,
+            "input": case.input,
+            "shrunk": case.shrunk,
+            "settings": settings,
+            "device": device_name() if device.type == "cpu" else torch.cuda.get_device_name(),
+            "machine": rates,
+            "versions": versions(),
+            "git": git,
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "rows": [],
+        }
+        for mode, method in rows_of(case):
+            row = measure(case, mode, method, options.rounds, device, **chosen)
+            show(name, row)
+            entry["rows"].append(row)
+        update(path, lambda record, name=name, entry=entry: record["cases"].update({name: entry}))
+    write_report(options.out)
 
 
 if __name__ == "__main__":

@@ -353,7 +353,7 @@ def index_markdown(folder: Path) -> str:
         "",
         "Trained by this project (`ir-peft pretrain TAG`) for laptops; not the published models.",
         f"PSNR in dB on RGB, mean over centre crops of {CARD_CROP} pixels of the two validation",
-        "photographs, beside the bicubic enlargement or the damaged image itself. Each name links to",
+        "photographs, beside bicubic enlargement or the damaged image itself. Each name links to",
         "its card. DAT-light is by its authors ([NOTICE](../NOTICE)).",
         "",
         "| backbone | parameters | steps | task | PSNR | doing nothing | gain |",

@@ -10,7 +10,6 @@ them, and `head` and `tail`.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable
 
@@ -19,6 +18,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..names import did_you_mean
 from .chop import chop
 from .ipt_checkpoint import VARIANTS, checkpoint_filter, detect, official_state_dict
 from .layers import (
@@ -310,8 +310,7 @@ class IPT(nn.Module):
         indices = {branch: name for name, branch in reversed(self.tasks.items())}
         name = indices.get(task) if isinstance(task, int) else ALIASES.get(task, task)
         if name not in self.tasks:
-            near = difflib.get_close_matches(str(task), self.tasks, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else "."
+            hint = did_you_mean(str(task), self.tasks) or "."
             raise ValueError(f"{self.name} has no task {task!r}{hint} Known: {list(self.tasks)}")
         self.task = name
         self.scale = self.scales[self.tasks[name]]

@@ -33,6 +33,7 @@ ARROWS = {
     "inference": set(),
     "evaluate": {"metrics", "inference"},
     "similarity": {"adapters", "inference"},
+    "estimator": {"data", "files"},
     "stereo": {"adapters", "backbones"},
     "train": {"adapters", "data", "files", "inference", "training_state"},
     "training_state": {"adapters", "files"},

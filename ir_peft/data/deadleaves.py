@@ -8,17 +8,21 @@ Gousseau and Ladjal (2021) train restoration networks on them.
 A picture takes three steps, on a canvas finer than the image: :func:`_drop` draws the discs,
 :func:`_label` finds the front disc of every pixel, :func:`_paint` fills each disc with its colour
 and texture. Box averages of the canvas then give anti-aliased edges.
+
+:func:`dead_leaves_stereo` sees the same discs from two places: each disc has a disparity, the
+nearer one the larger, and its texture moves with it.
 """
 
 from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-__all__ = ["dead_leaves"]
+__all__ = ["StereoScene", "dead_leaves", "dead_leaves_stereo"]
 
 _STAMP_RADIUS = 20
 """Largest radius, in canvas pixels, that is painted by a precomputed stamp."""
@@ -61,6 +65,94 @@ def dead_leaves(
         ValueError: a size, radius, coverage or oversample that is not positive, an exponent not
             above 1, a negative texture, or a palette that is not (P, 3) in [0, 1].
     """
+    shape, ladder = _canvas(size, radii, exponent, coverage, texture, palette, oversample)
+    centres, steps = _drop(shape, ladder, exponent, coverage, generator)
+    labels = _label(shape, ladder, centres, steps)
+    canvas = _paint(labels, len(steps) + 1, texture, oversample, palette, generator)
+    return _average(canvas, oversample)
+
+
+class StereoScene(NamedTuple):
+    """A rectified pair with what is known of it: left[y, x] is the point right[y, x - d]."""
+
+    left: torch.Tensor
+    """(3, H, W) float32 in [0, 1]."""
+    right: torch.Tensor
+    """(3, H, W), of the same rows."""
+    disparity: torch.Tensor
+    """(H, W) float32, d = x_left - x_right >= 0 in pixels, of the left view; at edges, of the
+    sample below and right of the pixel's centre."""
+    occluded: torch.Tensor
+    """(H, W) bool: the right view does not show all of the left view's pixel."""
+
+
+def dead_leaves_stereo(
+    size: int | tuple[int, int],
+    generator: torch.Generator,
+    *,
+    max_disparity: float = 32.0,
+    radii: tuple[float, float | None] = (4.0, None),
+    exponent: float = 3.0,
+    coverage: float = 4.0,
+    texture: float = 1.0,
+    palette: torch.Tensor | None = None,
+    oversample: int = 2,
+) -> StereoScene:
+    """Draw one dead-leaves scene from two places.
+
+    Disparities are uniform between 0 (the background) and the largest, in the order in which the
+    discs hide each other: all occlusions are possible ones. They are whole canvas pixels, so that
+    both views show the same samples of each disc: 1 / oversample is their step.
+
+    Args:
+        size: Height and width of each view in pixels.
+        generator: Source of all randomness, as in :func:`dead_leaves`.
+        max_disparity: Largest disparity in pixels.
+        radii: Smallest and largest radius. Smaller discs, each at a depth of its own, would hide
+            more of the scene than things do in photographs.
+        exponent: Of the density of the radii, as in :func:`dead_leaves`.
+        coverage: Discs over a point.
+        texture: Strength of the textures.
+        palette: (P, 3) colours in [0, 1] or None.
+        oversample: Canvas pixels per image pixel along each axis.
+
+    Raises:
+        ValueError: as :func:`dead_leaves`, or a negative max_disparity.
+    """
+    shape, ladder = _canvas(size, radii, exponent, coverage, texture, palette, oversample)
+    (H, W), reach = shape, round(max_disparity * oversample)
+    if max_disparity < 0:
+        raise ValueError(f"impossible picture: max_disparity {max_disparity} is negative")
+    # The right view sees what lies up to `reach` beyond the left view's right border.
+    centres, steps = _drop((H, W + reach), ladder, exponent, coverage, generator)
+    uniform = torch.rand(len(steps), generator=generator).sort().values
+    disparity = np.concatenate([[0], np.rint(uniform.numpy() * reach)]).astype(np.int32)
+    left = _seen_label(shape, ladder, centres, steps)
+    shifted = centres - np.stack([np.zeros(len(steps)), disparity[1:]], axis=1)
+    right = _seen_label(shape, ladder, shifted, steps)
+
+    # Both views side by side, each pixel with its column in the left view: one painting.
+    column = np.arange(W, dtype=np.int32)[None, :]
+    columns = np.concatenate([np.broadcast_to(column, (H, W)), column + disparity[right]], axis=1)
+    both = np.concatenate([left, right], axis=1)
+    canvas = _paint(both, len(disparity), texture, oversample, palette, generator, columns)
+
+    there = column - disparity[left]  # (H, W): where in the right view.
+    seen = np.take_along_axis(right, np.maximum(there, 0), axis=1) == left
+    hidden = ~seen | (there < 0)
+    h, w, centre = H // oversample, W // oversample, oversample // 2
+    return StereoScene(
+        _average(canvas[:, :, :W], oversample),
+        _average(canvas[:, :, W:], oversample),
+        torch.from_numpy(disparity[left[centre::oversample, centre::oversample]]) / oversample,
+        torch.from_numpy(hidden.reshape(h, oversample, w, oversample).any(axis=(1, 3))),
+    )
+
+
+def _canvas(
+    size, radii, exponent, coverage, texture, palette, oversample
+) -> tuple[tuple[int, int], np.ndarray]:
+    """Check a picture's arguments; return its canvas's height and width, and its radii's bins."""
     H, W = (size, size) if isinstance(size, int) else size
     smallest, largest = radii[0], radii[1] if radii[1] is not None else 2 * max(H, W)
     largest = max(largest, smallest * _RATIO) if radii[1] is None else largest
@@ -79,11 +171,13 @@ def dead_leaves(
     ):
         raise ValueError(f"palette must be (P, 3) in [0, 1], got {tuple(palette.shape)}")
     shape = (H * oversample, W * oversample)
-    ladder = _ladder(smallest * oversample, largest * oversample)
-    centres, steps = _drop(shape, ladder, exponent, coverage, generator)
-    labels = _label(shape, ladder, centres, steps)
-    canvas = _paint(labels, len(steps) + 1, texture, oversample, palette, generator)
-    image = canvas.reshape(3, H, oversample, W, oversample).mean(axis=(2, 4))
+    return shape, _ladder(smallest * oversample, largest * oversample)
+
+
+def _average(canvas: np.ndarray, k: int) -> torch.Tensor:
+    """(3, k H, k W) -> (3, H, W), box means in [0, 1]."""
+    _, H, W = canvas.shape
+    image = canvas.reshape(3, H // k, k, W // k, k).mean(axis=(2, 4))
     return torch.from_numpy(image.clip(0, 1))
 
 
@@ -154,6 +248,17 @@ def _label(
     return np.ascontiguousarray(inner)
 
 
+def _seen_label(
+    shape: tuple[int, int], ladder: np.ndarray, centres: np.ndarray, steps: np.ndarray
+) -> np.ndarray:
+    """As `_label`, where discs may lie anywhere left or right of the canvas."""
+    radius = np.sqrt(ladder[:-1] * ladder[1:])[steps]
+    x = centres[:, 1]
+    near = np.flatnonzero((x >= -radius) & (x <= shape[1] + radius))
+    index = np.concatenate([[0], near + 1]).astype(np.int32)
+    return index[_label(shape, ladder, centres[near], steps[near])]
+
+
 @lru_cache(maxsize=1024)
 def _stamp(radius: float, stride: int) -> np.ndarray:
     """Offsets, in a flat canvas of that stride, of the pixels of a disc."""
@@ -170,10 +275,12 @@ def _paint(
     oversample: int,
     palette: torch.Tensor | None,
     generator: torch.Generator,
+    columns: np.ndarray | None = None,
 ) -> np.ndarray:
     """Fill every leaf: ``colour + direction (gradient + grating + noise)``; (3, H, W) float32.
 
-    Only leaves that are seen are drawn, so the cost does not depend on how many lie below.
+    Only leaves that are seen are drawn, so the cost does not depend on how many lie below. Textures
+    are functions of the row and the column; `columns` (H, W), integers, are others than 0 ... W-1.
     """
     H, W = labels.shape
     seen = np.flatnonzero(np.bincount(labels.reshape(-1), minlength=leaves))
@@ -208,7 +315,8 @@ def _paint(
     jump = (u[8] * _TILE).astype(np.int64), (u[9] * _TILE).astype(np.int64)
 
     y = np.arange(H, dtype=np.float32)[:, None]
-    x = np.arange(W, dtype=np.float32)[None, :]
+    columns = np.arange(W)[None, :] if columns is None else columns
+    x = columns.astype(np.float32)
 
     def spread(values: np.ndarray) -> np.ndarray:
         """Give every pixel the value of its leaf."""
@@ -218,7 +326,7 @@ def _paint(
     level = spread(grating) * np.sin(phase + spread(2 * np.pi * u[10]))
     level += spread(slope * np.sin(tilt)) * (y - H / 2) + spread(slope * np.cos(tilt)) * (x - W / 2)
     row = (np.arange(H)[:, None] + jump[0].take(labels)) % _TILE
-    column = (np.arange(W)[None, :] + jump[1].take(labels)) % _TILE
+    column = (columns + jump[1].take(labels)) % _TILE
     level += spread(noise) * bank.take(which.take(labels) + row * _TILE + column)
     return np.stack([spread(colour[c]) + spread(direction[c]) * level for c in range(3)])
 

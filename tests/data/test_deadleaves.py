@@ -6,8 +6,9 @@ import time
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-from ir_peft.data.deadleaves import _drop, _label, _ladder, dead_leaves
+from ir_peft.data.deadleaves import _drop, _label, _ladder, dead_leaves, dead_leaves_stereo
 
 
 def seeded(seed=0):
@@ -168,3 +169,91 @@ def test_twenty_images_a_second_on_one_core():
 def test_impossible_pictures_are_refused(options):
     with pytest.raises(ValueError, match=r"impossible picture|radii must|palette must"):
         dead_leaves(generator=seeded(), **options)
+
+
+# ---------------------------------------------------------------- stereo
+
+
+def warped(scene):
+    """The left view's disparity pushed forward into the right view, nearest last; -1 is nothing."""
+    H, W = scene.disparity.shape
+    front = np.full((H, W), -1.0)
+    owner = np.full((H, W), -1)
+    disparity = scene.disparity.numpy()
+    for y, x in np.ndindex(H, W):
+        there = x - int(disparity[y, x])
+        if there >= 0 and disparity[y, x] >= front[y, there]:
+            front[y, there], owner[y, there] = disparity[y, x], x
+    return front, owner
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_visible_points_look_the_same_in_both_views(seed):
+    scene = dead_leaves_stereo((40, 72), seeded(seed), max_disparity=12, oversample=1)
+    assert scene.left.shape == scene.right.shape == (3, 40, 72)
+    assert scene.disparity.min() >= 0 and scene.disparity.max() <= 12
+    there = torch.arange(72) - scene.disparity.long()
+    seen = scene.right.gather(2, there.clamp(min=0).expand(3, -1, -1))
+    assert torch.equal(seen[:, ~scene.occluded], scene.left[:, ~scene.occluded])
+    assert 0.05 < scene.occluded.float().mean() < 0.6
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_occlusion_is_what_forward_warping_finds(seed):
+    """A pixel that another of the left view covers after the shift, or that leaves, is occluded.
+
+    What covers it may also lie outside the left view: then the two colours differ.
+    """
+    scene = dead_leaves_stereo((40, 72), seeded(seed), max_disparity=12, oversample=1)
+    _, owner = warped(scene)
+    beyond = 0
+    for y, x in np.ndindex(40, 72):
+        there = x - int(scene.disparity[y, x])
+        hidden = bool(scene.occluded[y, x])
+        if there < 0:
+            assert hidden
+        elif owner[y, there] != x:
+            assert hidden, (y, x)
+        elif hidden:
+            assert not torch.equal(scene.left[:, y, x], scene.right[:, y, there])
+            beyond += 1
+    assert beyond < 0.2 * 40 * 72
+
+
+def test_nearer_discs_are_in_front_and_move_further():
+    scene = dead_leaves_stereo(
+        (64, 160), seeded(3), max_disparity=20, radii=(14.0, 16.0), coverage=0.4, texture=0.0
+    )
+    shifts = scene.disparity.unique()
+    assert len(shifts) > 3 and shifts[0] == 0
+    order = []
+    for d in shifts[1:]:
+        area = scene.disparity == d
+        y, x = area.nonzero()[len(area.nonzero()) // 2].tolist()
+        if not scene.occluded[y, x] and d == d.round():
+            colour = scene.left[:, y, x]
+            torch.testing.assert_close(scene.right[:, y, x - int(d)], colour)
+            order.append(d.item())
+    assert order == sorted(order) and order
+
+
+def test_oversampled_pairs_agree_to_a_fraction_of_a_pixel():
+    scene = dead_leaves_stereo((48, 96), seeded(1), max_disparity=9.5, oversample=2)
+    assert ((2 * scene.disparity) % 1 == 0).all() and ((scene.disparity % 1) > 0).any()
+    d = scene.disparity[None]
+    flat = F.max_pool2d(d, 3, 1, 1) == -F.max_pool2d(-d, 3, 1, 1)  # Inside one disc.
+    inside = flat[0] & ~scene.occluded & (scene.disparity % 1 == 0)
+    there = torch.arange(96) - scene.disparity.long()
+    seen = scene.right.gather(2, there.clamp(min=0).expand(3, -1, -1))
+    torch.testing.assert_close(seen[:, inside], scene.left[:, inside], rtol=0, atol=1e-6)
+    assert inside.sum() > 200
+    assert torch.equal(scene.left, dead_leaves_stereo((48, 96), seeded(1), max_disparity=9.5).left)
+
+
+def test_without_disparity_both_views_are_the_same():
+    scene = dead_leaves_stereo(32, seeded(), max_disparity=0)
+    assert torch.equal(scene.left, scene.right) and not scene.occluded.any()
+    with pytest.raises(ValueError, match="max_disparity -1"):
+        dead_leaves_stereo(32, seeded(), max_disparity=-1)
+    with pytest.raises(ValueError, match="impossible picture"):
+        dead_leaves_stereo(32, seeded(), coverage=0)

@@ -15,7 +15,7 @@ names, where the reference has such layers (an adapter on a site of ours has no 
 
 Bytes saved for backward are exact: unique storages that autograd keeps, without parameters. Peak
 memory is that of one step above what is in use before it. Missed goals come with a profile.
-Each case is written when it is measured; `--resume` leaves those of this commit and these settings.
+Each row is written when it is measured; `--resume` keeps rows of this commit and these settings.
 
 Usage: python benchmarks/train_step.py dat_light hat --rounds 9
        python benchmarks/train_step.py --device cuda --precision bf16 --compile ours
@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -63,10 +62,10 @@ class Case:
 CASES = {
     "dat_light": Case("dat_light", (4, 3, 32, 32), ("lora", "adaptir")),
     "dat": Case(
-        "dat", (1, 3, 64, 64), ("asteisr_spatial", "lora"), {"depths": (6,)}, "one of six groups"
+        "dat", (1, 3, 64, 64), ("asteisr_spatial", "lora"), {"depths": (6, 6)}, "2 of 6 groups"
     ),
     "hat": Case(
-        "hat", (1, 3, 64, 64), ("asteisr_spatial", "lora"), {"depths": (6,)}, "one of six groups"
+        "hat", (1, 3, 64, 64), ("asteisr_spatial", "lora"), {"depths": (6, 6)}, "2 of 6 groups"
     ),
     "ipt": Case(
         "ipt",
@@ -203,13 +202,6 @@ def show(name: str, row: dict[str, Any]) -> None:
         print(f"    {100 * operator['share']:5.1f} % {operator['name']} x {operator['calls']}")
 
 
-def update(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Reads the record, changes it and writes it atomically."""
-    record = json.loads(path.read_text()) if path.exists() else {"cases": {}}
-    change(record)
-    write_text(path, json.dumps(record, indent=1) + "\n")
-
-
 def main() -> None:
     """Measures the cases, prints them and writes one JSON file a device and the report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -240,13 +232,12 @@ def main() -> None:
     words = [device.type, options.precision if options.precision != "fp32" else ""]
     words += ["compile" if options.compile != "none" else "", "heap" if options.keep_heap else ""]
     path = options.out / f"train_step-{'-'.join(filter(None, words))}.json"
-    done = json.loads(path.read_text())["cases"] if options.resume and path.exists() else {}
+    record = json.loads(path.read_text()) if path.exists() else {"cases": {}}
+    done = record["cases"] if options.resume else {}
     rates = harness.machine_rates(device)
     for name in options.cases:
         case, old = CASES[name], done.get(name, {})
-        if old.get("settings") == settings and old["git"]["commit"] == git["commit"]:
-            print(f"{name}: measured already")
-            continue
+        same = old.get("settings") == settings and old["git"]["commit"] == git["commit"]
         entry: dict[str, Any] = {
             "backbone": case.backbone,
             "input": case.input,
@@ -257,13 +248,16 @@ def main() -> None:
             "versions": versions(),
             "git": git,
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "rows": [],
+            "rows": old["rows"] if same else [],
         }
         for mode, method in rows_of(case):
+            if any((row["mode"], row["method"]) == (mode, method) for row in entry["rows"]):
+                continue
             row = measure(case, mode, method, options.rounds, device, **chosen)
             show(name, row)
             entry["rows"].append(row)
-        update(path, lambda record, name=name, entry=entry: record["cases"].update({name: entry}))
+            record["cases"][name] = entry
+            write_text(path, json.dumps(record, indent=1) + "\n")
     write_report(options.out)
 
 

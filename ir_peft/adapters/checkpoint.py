@@ -28,6 +28,7 @@ from .sites import nearest
 from .wrappers import walk
 
 WEIGHTS = Path(__file__).parents[1] / "weights" / "adapters"
+DTYPES = {"fp16": torch.float16}
 MODEL_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 
 
@@ -99,25 +100,41 @@ def _load(parts: AdapterParts, state: dict[str, Tensor]) -> None:
         module.load_state_dict({key: state[f"{prefix}.{key}"] for key in module.state_dict()})
 
 
-def _check_finite(state: dict[str, Tensor]) -> None:
+def _check_finite(state: dict[str, Tensor], reason: str = "NaN or infinite") -> None:
     for key, tensor in state.items():
         if not tensor.isfinite().all():
-            raise ValueError(f"{key!r} has values that are not finite (NaN or infinite)")
+            raise ValueError(f"{key!r} has values that are not finite ({reason})")
 
 
-def save_adapter(model: nn.Module, path: str | Path, name: str = "default") -> Path:
+def save_adapter(
+    model: nn.Module, path: str | Path, name: str = "default", *, dtype: str | None = None
+) -> Path:
     """Writes one adapter into the folder `path` and returns the folder.
 
     Both files are complete before either takes its place; a file that was there stays on any error.
 
+    Args:
+        model: with the adapter.
+        path: of the folder.
+        name: of the adapter.
+        dtype: "fp16" halves the file and rounds the values to 11 significant bits; a model that
+            loads it has its own precision again. None stores what the adapter has.
+
     Raises:
-        ValueError: the adapter is unknown or has values that are not finite; nothing is written.
+        ValueError: the adapter or `dtype` is unknown, or a value is not finite, or too large for
+            `dtype`; nothing is written.
         OSError: the folder cannot be written.
     """
     folder = Path(path)
     parts = adapter_parts(model, name)
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in _state(parts).items()}
     _check_finite(state)
+    if dtype is not None:
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype={dtype!r} must be None or one of {', '.join(DTYPES)}")
+        kind = DTYPES[dtype]
+        state = {k: t.to(kind) if t.is_floating_point() else t for k, t in state.items()}
+        _check_finite(state, f"{dtype} holds no value above {torch.finfo(kind).max:g}")
     card = {
         "method": parts.config.method,
         "config": parts.config.to_dict(),
@@ -126,6 +143,7 @@ def save_adapter(model: nn.Module, path: str | Path, name: str = "default") -> P
         "task": getattr(model, "task", None),
         "fingerprint": fingerprint(model),
         "version": __version__,
+        **({} if dtype is None else {"dtype": dtype}),
     }
     text = json.dumps(card, indent=2) + "\n"
     tied = {tensor.data_ptr() for tensor in state.values() if tensor.numel()}
@@ -218,7 +236,7 @@ def read_adapter(folder: Path) -> tuple[dict, dict[str, Tensor]]:
     try:
         card = json.loads(config_file.read_text(encoding="utf-8"))
         wanted = {"method", "config", "backbone", "scale", "fingerprint", "version"}
-        if not isinstance(card, dict) or set(card) - {"task"} != wanted:
+        if not isinstance(card, dict) or set(card) - {"task", "dtype"} != wanted:
             raise ValueError(f"its entries must be {', '.join(sorted(wanted))}")
     except ValueError as error:
         raise ValueError(f"{config_file} is damaged: {error}") from error

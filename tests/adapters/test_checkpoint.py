@@ -327,3 +327,34 @@ def test_tied_parameters_are_stored_twice_and_loaded(tiny, x, helpers, tmp_path)
     helpers.move(model)
     folder = save_adapter(model, tmp_path / "tied")
     assert torch.equal(load_adapter(tied(), folder)(x), model(x))
+
+
+def test_half_precision_on_disk(tiny, x, saved, helpers, tmp_path):
+    """Half the bytes, the header says so, and the loaded adapter is in fp32 with rounded values."""
+    half = save_adapter(tiny, tmp_path / "half", dtype="fp16")
+    state, wide = adapter_state_dict(tiny), safetensors.torch.load_file(saved / MODEL)
+    stored = safetensors.torch.load_file(half / MODEL)
+    for key, tensor in state.items():
+        kind = torch.float16 if tensor.is_floating_point() else tensor.dtype
+        assert stored[key].dtype == kind and torch.equal(stored[key], wide[key].to(kind))
+    floats = sum(4 * t.numel() for t in state.values() if t.is_floating_point())
+    payloads = [sum(t.numel() * t.element_size() for t in f.values()) for f in (wide, stored)]
+    assert payloads[0] - payloads[1] == floats // 2
+    assert json.loads((half / CONFIG).read_text())["dtype"] == "fp16"
+    assert "dtype" not in json.loads((saved / CONFIG).read_text())
+    other = load_adapter(helpers.make(), half)
+    for key, tensor in adapter_state_dict(other).items():
+        assert tensor.dtype == state[key].dtype
+        assert torch.equal(tensor, stored[key].to(tensor.dtype))
+    torch.testing.assert_close(other(x), tiny(x), rtol=0, atol=0.05)
+    assert not torch.equal(other(x), tiny(x))
+
+
+def test_half_precision_refuses_what_it_cannot_hold(tiny, tmp_path):
+    attach_adapter(tiny, "adair")
+    with pytest.raises(ValueError, match="dtype='fp8' must be None or one of fp16"):
+        save_adapter(tiny, tmp_path / "a", dtype="fp8")
+    tiny.blocks[0].attn.adapters["default"].up.weight.data.fill_(1e5)
+    with pytest.raises(ValueError, match=r"'blocks.0.attn.adair.up.weight'.*no value above 65504"):
+        save_adapter(tiny, tmp_path / "a", dtype="fp16")
+    assert not (tmp_path / "a").exists()

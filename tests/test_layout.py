@@ -114,7 +114,7 @@ def test_public_names_exist_and_are_documented():
 def test_import_loads_nothing_slow():
     slow = (
         "matplotlib", "pandas", "seaborn", "skimage", "sklearn", "accelerate", "papermill",
-        "spandrel",
+        "spandrel", "peft",
     )  # fmt: skip
     code = f"import sys, ir_peft; print([m for m in {slow} if m in sys.modules])"
     done = subprocess.run(

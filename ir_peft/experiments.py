@@ -8,12 +8,8 @@ without its provenance reaches a table.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
-import sys
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -27,188 +23,23 @@ from .adapters.core import base_parameters
 from .data import degradations, patches, photos
 from .evaluate import evaluate
 from .files import write_text
-from .names import did_you_mean
 from .provenance import device_name, git_state, versions
+from .specs import PROFILES, Profile, Spec, load_specs, run_id
 from .train import train
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-METRIC = {"channel": "y", "crop_border": 4, "round_to_uint8": True, "window": "gaussian11"}
-
-
-@dataclass(frozen=True)
-class Spec:
-    """One row of one table."""
-
-    paper: str
-    """adaptir, adair or asteisr."""
-    table: str
-    """The table's name inside the paper's experiment file."""
-    row: str
-    """The row's name, unique in its table."""
-    label: str
-    """How tables and figures call the row."""
-    backbone: str
-    """A bundled tag or the path of a checkpoint, for `load_backbone`."""
-    task: str
-    """A key of `degradations.TASKS`."""
-    method: str
-    """An adapter method, `full` (of the whole model, or of `modules_to_save`), `frozen`, or
-    `bicubic` (no network)."""
-    adapter: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Fields of the method's config that differ from the backbone's defaults."""
-    modules_to_save: tuple[str, ...] = ()
-    """Whole modules trained and stored beside the adapter."""
-    folder: str | None = None
-    """Where the table's adapters are shipped; None is `<paper>/<table>`. Changes no number."""
-    lr: float = 1e-3
-    """Peak learning rate of AdamW."""
-    seed: int = 0
-    """Seeds initialisation, patches and degradations."""
-
-    @property
-    def tag(self) -> str:
-        """Name of the shipped adapter, `<folder>/<task>-<row>`; with the seed unless it is 0."""
-        seed = f"-s{self.seed}" if self.seed else ""
-        return f"{self.folder or f'{self.paper}/{self.table}'}/{self.task}-{self.row}{seed}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """What changes a number, as JSON gives it back: the spec as it stands in a record."""
-        fields = {key: value for key, value in asdict(self).items() if key != "folder"}
-        return json.loads(json.dumps(fields))
-
-    @property
-    def learns(self) -> bool:
-        """Whether the row has anything to train."""
-        return self.method not in ("bicubic", "frozen")
-
-
-@dataclass(frozen=True)
-class Profile:
-    """How much effort every row of a table gets; equal for all of them."""
-
-    name: str
-    """smoke, demo or full."""
-    trains: bool
-    """Train the row here, or recompute it from the shipped adapter."""
-    steps: int
-    """Optimiser steps."""
-    batch_size: int
-    """Patches per step."""
-    lq_size: int
-    """Side of the degraded training patch in pixels."""
-    test_set: str
-    """photos6 or photos11."""
-    crop: int
-    """Side of the centred crop of each test photograph, in pixels of the clean image."""
-    images: int | None = None
-    """Only the first so many test photographs (plumbing tests)."""
-    schedule: str = "multistep"
-    """Learning-rate schedule; multistep halves at 50, 80, 90 and 95 % of the steps."""
-    precision: str = "no"
-    """no (float32) or bf16."""
-    validate_every: int = 0
-    """Steps between two validations; 0 is never."""
-    trusted: bool = False
-    """Records of a clean checkout may enter `results/`."""
-
-
-_FULL = Profile(
-    name="full",
-    trains=True,
-    steps=300,
-    batch_size=4,
-    lq_size=32,
-    test_set="photos11",
-    crop=288,
-    validate_every=100,
-    trusted=True,
-)
-PROFILES: dict[str, Profile] = {
-    "smoke": Profile(
-        name="smoke",
-        trains=True,
-        steps=2,
-        batch_size=1,
-        lq_size=16,
-        test_set="photos6",
-        crop=48,
-        images=1,
-    ),
-    "demo": replace(_FULL, name="demo", trains=False, trusted=False),
-    "full": _FULL,
-}
-
-
-def load_specs(path: str | Path) -> list[Spec]:
-    """Reads an experiment file: `[defaults]`, then one `[rows.NAME]` a row.
-
-    Returns:
-        Rows x tasks x seeds, in file order.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not TOML, an unknown key or task, or a missing field; names the file, the row
-            and the nearest key.
-    """
-    path = Path(path)
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path} is not a TOML file: {error}") from error
-    _known(path, "the file", content, {"defaults", "rows"})
-    defaults, rows = content.get("defaults", {}), content.get("rows", {})
-    for place, table in (("[defaults]", defaults), ("[rows]", rows)):
-        if not isinstance(table, dict):
-            raise ValueError(f"{path}: {place} must be a table, not {table!r}")
-    if not rows:
-        raise ValueError(f"{path} has no rows: write one [rows.NAME] table a row")
-    fields = {field.name for field in dataclasses.fields(Spec)} - {"row", "task", "seed"}
-    allowed = fields | {"tasks", "seeds"}
-    _known(path, "[defaults]", defaults, allowed)
-    specs = []
-    for name, row in rows.items():
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}: write [rows.{name}] as a table, not {name} = {row!r}")
-        _known(path, f"[rows.{name}]", row, allowed)
-        values = {**defaults, **row}
-        for key in ("tasks", "seeds", "modules_to_save"):
-            if not isinstance(values.get(key, []), list):
-                raise ValueError(f"{path}: {key} of [rows.{name}] is a list, not {values[key]!r}")
-        tasks, seeds = values.pop("tasks", []), values.pop("seeds", [0])
-        values["modules_to_save"] = tuple(values.get("modules_to_save", ()))
-        required = {"paper", "table", "label", "backbone", "method"} - set(values)
-        if required or not tasks:
-            missing = sorted(required) + ([] if tasks else ["tasks"])
-            raise ValueError(f"{path}: [rows.{name}] lacks {', '.join(missing)}")
-        if values["method"] != "bicubic":
-            try:
-                adapters.config_from_dict(values["method"], values.get("adapter", {}))
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"{path}: [rows.{name}]: {error}") from error
-        for task in tasks:
-            _known(path, f"tasks of [rows.{name}]", [task], set(degradations.TASKS))
-            specs += [Spec(row=name, task=task, seed=seed, **values) for seed in seeds]
-    return specs
-
-
-def _known(path: Path, place: str, keys: Iterable[str], allowed: set[str]) -> None:
-    for key in keys:
-        if key not in allowed:
-            hint = did_you_mean(key, allowed) or "."
-            raise ValueError(
-                f"{path}: {place} has the unknown key {key!r}{hint} Known: {sorted(allowed)}"
-            )
-
-
-def run_id(spec: Spec, profile: Profile) -> str:
-    """`paper-table-task-row-sSEED-HASH`; the hash covers every field of both."""
-    text = json.dumps([spec.to_dict(), asdict(profile)], sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    return f"{spec.paper}-{spec.table}-{spec.task}-{spec.row}-s{spec.seed}-{digest}"
+__all__ = [
+    "PROFILES",
+    "Profile",
+    "Spec",
+    "adapted_model",
+    "folders",
+    "load_specs",
+    "run",
+    "run_id",
+    "training_facts",
+    "training_set",
+    "validation_pairs",
+]
 
 
 def folders(profile: Profile, git: dict[str, Any], root: Path) -> tuple[Path, Path]:
@@ -252,7 +83,8 @@ def run(
         if profile.trains or (record["git"] == git and not git["dirty"]):
             return record
     tests = photos.test_set(profile.test_set)[: profile.images]
-    pairs = patches.make_test_pairs(tests, degradations.TEST_TASKS[spec.task], crop=profile.crop)
+    crop = min(profile.crop, spec.crop or profile.crop)
+    pairs = patches.make_test_pairs(tests, degradations.TEST_TASKS[spec.task], crop=crop)
     # A run resumes only where the code is the same: no checkpoint crosses to another commit.
     state = f"{(git['commit'] or 'nogit')[:8]}{'-dirty' if git['dirty'] else ''}"
     work = root / "runs" / profile.name / f"{name}-{state}"
@@ -290,9 +122,8 @@ def run(
         if spec.learns:
             record["adapter_bytes"] = (folder / "adapter_model.safetensors").stat().st_size
         device = next(model.parameters()).device
-    metric = {"crop_border": METRIC["crop_border"], "channel": METRIC["channel"]}
-    record["scores"] = evaluate(model, pairs, **metric, progress=progress)
-    record["metric"] = METRIC
+    record["scores"] = evaluate(model, pairs, **_convention(spec), progress=progress)
+    record["metric"] = spec.metric
     record["git"] = git
     record["versions"] = versions()
     record["device"] = device_name(device)
@@ -324,6 +155,8 @@ def training_facts(spec: Spec, root: Path) -> dict[str, Any]:
 def adapted_model(spec: Spec, profile: Profile) -> nn.Module:
     """The backbone with its adapter: a fresh one if the profile trains, else the shipped one."""
     model = backbones.load_backbone(spec.backbone)
+    if hasattr(model, "set_task"):  # A backbone with a head and a tail for each task.
+        model.set_task(spec.task)
     if spec.learns and not profile.trains:
         return adapters.load_adapter(model, spec.tag).eval()
     torch.manual_seed(spec.seed)
@@ -338,7 +171,7 @@ def training_set(spec: Spec, profile: Profile) -> patches.Patches:
     return patches.Patches(
         photos.train_photos(),
         degradations.TASKS[spec.task],
-        lq_size=profile.lq_size,
+        lq_size=spec.patch or profile.lq_size,
         seed=spec.seed,
         length=profile.steps * profile.batch_size,
     )
@@ -347,14 +180,20 @@ def training_set(spec: Spec, profile: Profile) -> patches.Patches:
 def validation_pairs(spec: Spec, profile: Profile) -> list:
     """Two centred crops of photographs that no test set and no training patch holds."""
     task = degradations.TEST_TASKS[spec.task]
-    return patches.make_test_pairs(photos.validation_photos(), task, crop=8 * profile.lq_size)
+    crop = min(8 * profile.lq_size, spec.crop or 8 * profile.lq_size)
+    return patches.make_test_pairs(photos.validation_photos(), task, crop=crop)
+
+
+def _convention(spec: Spec) -> dict[str, Any]:
+    """The part of the metric that `evaluate` is told."""
+    return {key: spec.metric[key] for key in ("channel", "crop_border")}
 
 
 def _train(model: nn.Module, spec: Spec, profile: Profile, work: Path, progress: bool):
     pairs = validation_pairs(spec, profile) if profile.validate_every else []
 
     def validate(model: nn.Module) -> dict[str, float]:
-        rows = evaluate(model, pairs, crop_border=4, channel="y", progress=False)
+        rows = evaluate(model, pairs, **_convention(spec), progress=False)
         return {"val_psnr": sum(row["psnr"] for row in rows) / len(rows)}
 
     return train(

@@ -76,6 +76,29 @@ def test_adaptir_table_has_the_rows_of_the_issue():
 
 
 @pytest.mark.parametrize(
+    ("paper", "task", "channel", "border"),
+    [
+        ("adaptir", "lr4_noise30", "y", 4),
+        ("adaptir", "sr2", "y", 2),
+        ("adaptir", "derain_heavy", "y", 0),
+        ("adaptir", "denoise50", "rgb", 0),
+        ("adaptir", "low_light", "rgb", 0),
+        ("adair", "derain_light", "rgb", 0),
+        ("asteisr", "sr4", "rgb", 0),
+    ],
+)
+def test_metric_of_each_papers_protocol(paper, task, channel, border):
+    metric = replace(SPEC, paper=paper, task=task).metric
+    assert (metric["channel"], metric["crop_border"]) == (channel, border)
+
+
+def test_an_unset_size_leaves_no_trace_in_a_record():
+    """Records that are older than the fields keep their names."""
+    assert {"patch", "crop", "folder"}.isdisjoint(SPEC.to_dict())
+    assert replace(SPEC, patch=48).to_dict()["patch"] == 48
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("[defaults]\nmethodd = 'lora'", "did you mean 'method'"),

@@ -37,6 +37,7 @@ ARROWS = {
     "stereo": {"adapters", "backbones"},
     "train": {"adapters", "data", "files", "inference", "training_state"},
     "training_state": {"adapters", "files"},
+    "specs": {"adapters", "data", "names"},
     "experiments": {
         "adapters",
         "backbones",
@@ -44,8 +45,8 @@ ARROWS = {
         "devices",
         "evaluate",
         "files",
-        "names",
         "provenance",
+        "specs",
         "train",
     },
     "pretrain": {"backbones", "data", "evaluate", "files", "names", "provenance", "train"},

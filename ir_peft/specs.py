@@ -1,0 +1,216 @@
+"""What an experiment is: rows of tables (`Spec`), the effort each gets (`Profile`), their files."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from . import adapters
+from .data import degradations, patches
+from .names import did_you_mean
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ADAPTIR_Y_TASKS = ("derain_light", "derain_heavy")
+"""Tasks without a change of size that the AdaptIR paper scores on Y; the others are on RGB."""
+ROUNDING = {"round_to_uint8": True, "window": "gaussian11"}
+"""What every score has in common: `evaluate` rounds, SSIM has the field's window."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One row of one table."""
+
+    paper: str
+    """adaptir, adair or asteisr."""
+    table: str
+    """The table's name inside the paper's experiment file."""
+    row: str
+    """The row's name, unique in its table."""
+    label: str
+    """How tables and figures call the row."""
+    backbone: str
+    """A bundled tag or the path of a checkpoint, for `load_backbone`."""
+    task: str
+    """A key of `degradations.TASKS`."""
+    method: str
+    """An adapter method, `full` (of the whole model, or of `modules_to_save`), `frozen`, or
+    `bicubic` (no network)."""
+    adapter: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Fields of the method's config that differ from the backbone's defaults."""
+    modules_to_save: tuple[str, ...] = ()
+    """Whole modules trained and stored beside the adapter."""
+    folder: str | None = None
+    """Where the table's adapters are shipped; None is `<paper>/<table>`. Changes no number."""
+    patch: int | None = None
+    """Side of the degraded training patch in pixels; None is the profile's."""
+    crop: int | None = None
+    """Side of the crops of the test photographs in pixels; None is the profile's, a larger one is
+    that of the profile as well."""
+    lr: float = 1e-3
+    """Peak learning rate of AdamW."""
+    seed: int = 0
+    """Seeds initialisation, patches and degradations."""
+
+    @property
+    def tag(self) -> str:
+        """Name of the shipped adapter, `<folder>/<task>-<row>`; with the seed unless it is 0."""
+        seed = f"-s{self.seed}" if self.seed else ""
+        return f"{self.folder or f'{self.paper}/{self.table}'}/{self.task}-{self.row}{seed}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """What changes a number, as JSON gives it back: the spec as it stands in a record."""
+        unset = {"folder"} | {key for key in ("patch", "crop") if getattr(self, key) is None}
+        fields = {key: value for key, value in asdict(self).items() if key not in unset}
+        return json.loads(json.dumps(fields))
+
+    @property
+    def metric(self) -> dict[str, Any]:
+        """Convention of the paper's protocol, as it stands in a record.
+
+        AdaptIR scores SR and rain on Y, SR less a border of the scale; all else is whole RGB.
+        """
+        scale = patches.integer_scale(degradations.TASKS[self.task])
+        border = scale if self.paper == "adaptir" and scale > 1 else 0
+        on_y = self.paper == "adaptir" and (border > 0 or self.task in ADAPTIR_Y_TASKS)
+        channel = "y" if on_y else "rgb"
+        return {"channel": channel, "crop_border": border, **ROUNDING}
+
+    @property
+    def learns(self) -> bool:
+        """Whether the row has anything to train."""
+        return self.method not in ("bicubic", "frozen")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How much effort every row of a table gets; equal for all of them."""
+
+    name: str
+    """smoke, demo or full."""
+    trains: bool
+    """Train the row here, or recompute it from the shipped adapter."""
+    steps: int
+    """Optimiser steps."""
+    batch_size: int
+    """Patches per step."""
+    lq_size: int
+    """Side of the degraded training patch in pixels."""
+    test_set: str
+    """photos6 or photos11."""
+    crop: int
+    """Side of the centred crop of each test photograph, in pixels of the clean image."""
+    images: int | None = None
+    """Only the first so many test photographs (plumbing tests)."""
+    schedule: str = "multistep"
+    """Learning-rate schedule; multistep halves at 50, 80, 90 and 95 % of the steps."""
+    precision: str = "no"
+    """no (float32) or bf16."""
+    validate_every: int = 0
+    """Steps between two validations; 0 is never."""
+    trusted: bool = False
+    """Records of a clean checkout may enter `results/`."""
+
+
+_FULL = Profile(
+    name="full",
+    trains=True,
+    steps=300,
+    batch_size=4,
+    lq_size=32,
+    test_set="photos11",
+    crop=288,
+    validate_every=100,
+    trusted=True,
+)
+PROFILES: dict[str, Profile] = {
+    "smoke": Profile(
+        name="smoke",
+        trains=True,
+        steps=2,
+        batch_size=1,
+        lq_size=16,
+        test_set="photos6",
+        crop=48,
+        images=1,
+    ),
+    "demo": replace(_FULL, name="demo", trains=False, trusted=False),
+    "full": _FULL,
+}
+
+
+def load_specs(path: str | Path) -> list[Spec]:
+    """Reads an experiment file: `[defaults]`, then one `[rows.NAME]` a row.
+
+    Returns:
+        Rows x tasks x seeds, in file order.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not TOML, an unknown key or task, or a missing field; names the file, the row
+            and the nearest key.
+    """
+    path = Path(path)
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not a TOML file: {error}") from error
+    _known(path, "the file", content, {"defaults", "rows"})
+    defaults, rows = content.get("defaults", {}), content.get("rows", {})
+    for place, table in (("[defaults]", defaults), ("[rows]", rows)):
+        if not isinstance(table, dict):
+            raise ValueError(f"{path}: {place} must be a table, not {table!r}")
+    if not rows:
+        raise ValueError(f"{path} has no rows: write one [rows.NAME] table a row")
+    fields = {field.name for field in dataclasses.fields(Spec)} - {"row", "task", "seed"}
+    allowed = fields | {"tasks", "seeds"}
+    _known(path, "[defaults]", defaults, allowed)
+    specs = []
+    for name, row in rows.items():
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}: write [rows.{name}] as a table, not {name} = {row!r}")
+        _known(path, f"[rows.{name}]", row, allowed)
+        values = {**defaults, **row}
+        for key in ("tasks", "seeds", "modules_to_save"):
+            if not isinstance(values.get(key, []), list):
+                raise ValueError(f"{path}: {key} of [rows.{name}] is a list, not {values[key]!r}")
+        tasks, seeds = values.pop("tasks", []), values.pop("seeds", [0])
+        values["modules_to_save"] = tuple(values.get("modules_to_save", ()))
+        required = {"paper", "table", "label", "backbone", "method"} - set(values)
+        if required or not tasks:
+            missing = sorted(required) + ([] if tasks else ["tasks"])
+            raise ValueError(f"{path}: [rows.{name}] lacks {', '.join(missing)}")
+        if values["method"] != "bicubic":
+            try:
+                adapters.config_from_dict(values["method"], values.get("adapter", {}))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{path}: [rows.{name}]: {error}") from error
+        for task in tasks:
+            _known(path, f"tasks of [rows.{name}]", [task], set(degradations.TASKS))
+            specs += [Spec(row=name, task=task, seed=seed, **values) for seed in seeds]
+    return specs
+
+
+def _known(path: Path, place: str, keys: Iterable[str], allowed: set[str]) -> None:
+    for key in keys:
+        if key not in allowed:
+            hint = did_you_mean(key, allowed) or "."
+            raise ValueError(
+                f"{path}: {place} has the unknown key {key!r}{hint} Known: {sorted(allowed)}"
+            )
+
+
+def run_id(spec: Spec, profile: Profile) -> str:
+    """`paper-table-task-row-sSEED-HASH`; the hash covers every field of both."""
+    text = json.dumps([spec.to_dict(), asdict(profile)], sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return f"{spec.paper}-{spec.table}-{spec.task}-{spec.row}-s{spec.seed}-{digest}"

@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from datetime import datetime, timezone
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,7 @@ def shape_of(megapixels: float) -> tuple[int, int]:
     return 3 * width // 4, width
 
 
+@lru_cache
 def tiles_of(height: int, width: int) -> dict[str, int]:
     """The sides and the number of the tiles that "auto" cuts an image into."""
     seen = []
@@ -138,13 +140,13 @@ def measure(network: str, mode: str, megapixels: float, device: torch.device) ->
     return row | {"threads": torch.get_num_threads(), "load": os.getloadavg()[0]}
 
 
-def seams(name: str, tile: int, overlaps: tuple[int, ...]) -> list[dict[str, Any]]:
+def seams(name: str, tile: int, overlaps: list[int], device: torch.device) -> list[dict]:
     """DAT-light on a test photograph, as a whole and in tiles, a row an overlap.
 
     Two effects are told apart: near the cuts tiles lack what is beyond them; far from the cuts
     tiles differ from the whole because the network averages channels over all it is given.
     """
-    model = load_backbone("dat_light_x4")
+    model = load_backbone("dat_light_x4").to(device)
     (photo,) = (photo for photo in photos.test_set("photos6") if photo.name == name)
     gt = photos.as_tensor(photo.image)
     h, w = (SCALE * (n // SCALE) for n in gt.shape[1:])
@@ -223,11 +225,26 @@ def run(name: str, device: torch.device) -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{name}: the measuring process failed:\n{done.stderr}")
-    row = json.loads(done.stdout.splitlines()[-1])
-    return row | {
-        "git": git_state(Path(__file__).parent),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def load(file: Path) -> dict[str, Any]:
+    """The record so far."""
+    if not file.exists():
+        return {"rows": [], "seams": []}
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def add(file: Path, part: str, rows: list[dict], device: torch.device) -> dict[str, Any]:
+    """Adds rows to the record as it is now: another run may have added others."""
+    record = load(file)
+    stamp = {"git": git_state(Path(__file__).resolve().parents[1])}
+    stamp["date"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    record[part] += [row | stamp for row in rows]
+    record |= {"device": device_name(device), "versions": versions(), "seed": 0, "scale": SCALE}
+    record |= {"overlap": OVERLAP, "backbone_of_seams": "dat_light_x4", "near": NEAR}
+    write_text(file, json.dumps(record, indent=1) + "\n")
+    return record
 
 
 def main() -> None:
@@ -255,27 +272,18 @@ def main() -> None:
             raise SystemExit(f"unknown rows {sorted(unknown)}; there are {', '.join(known)}")
         wanted = options.rows
     file = options.out / "benchmarks" / f"inference-{device.type}.json"
-    record = {"rows": [], "seams": []}
-    if file.exists():
-        record = json.loads(file.read_text(encoding="utf-8"))
-    record |= {"device": device_name(), "versions": versions(), "seed": 0, "scale": SCALE}
-    record |= {"overlap": OVERLAP, "backbone_of_seams": "dat_light_x4", "near": NEAR}
-
-    def save() -> None:
-        write_text(file, json.dumps(record, indent=1) + "\n")
-
+    record = load(file)
     for name in wanted:
         if name in map(key, record["rows"]):
             continue
         row = run(name, device)
-        record["rows"].append(row)
-        save()
+        record = add(file, "rows", [row], device)
         print(f"{name}: {row['seconds']:.1f} s, {row['peak_bytes'] / 2**20:.0f} MiB", flush=True)
     for name in options.photos:
         if (name, options.tile) in {(row["photo"], row["tile"]) for row in record["seams"]}:
             continue
-        record["seams"] += seams(name, options.tile, tuple(options.overlaps))
-        save()
+        rows = seams(name, options.tile, options.overlaps, device)
+        record = add(file, "seams", rows, device)
         print(f"seams: {name}", flush=True)
     import inference_report  # Beside this file; draws, so that measuring needs no matplotlib.
 

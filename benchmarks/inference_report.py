@@ -9,7 +9,7 @@ import pandas as pd
 from inference import NETWORKS, SIZES, key, plan, predicted
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter
 
 from ir_peft.figure_style import new_figure, save_figure, style
 from ir_peft.files import write_text
@@ -45,14 +45,15 @@ def table(record: dict[str, Any], gpu: bool) -> pd.DataFrame:
 
 
 def markdown(lines: pd.DataFrame, record: dict[str, Any], gpu: bool) -> str:
-    """The rows as Markdown, then what seams cost."""
+    """What was measured and what 12 megapixels take as Markdown, then what seams cost."""
     unit = "seconds" if gpu else "processor seconds"
+    loads = [row["load"] for row in record["rows"]]
     out = [
         f"| network | result | image [MP] | tiles | {unit} / MP | total | peak [GiB] "
         "| of it image buffers | status |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
-    for r in lines.itertuples():
+    for r in lines[lines["measured"] | (lines["megapixels"] > 11)].itertuples():
         mode = {"tensor": "float32 in memory", "file": "PNG, row by row"}[r.mode]
         out.append(
             f"| {LABELS[r.network]} | {mode} | {r.megapixels:.2f} | {r.tiles} "
@@ -63,7 +64,8 @@ def markdown(lines: pd.DataFrame, record: dict[str, Any], gpu: bool) -> str:
         "",
         f"Measured on {record['device']}, torch {record['versions']['torch']}. Input as given, "
         f"result x{record['scale']} on each side; tiles of at most 256 pixels, overlap "
-        f"{record['overlap']}. " + _checked(lines),
+        f"{record['overlap']}. Load average while measuring: {min(loads):.1f} to "
+        f"{max(loads):.1f}. " + _checked(lines),
     ]
     if record["seams"]:
         out += ["", *_seams(record)]
@@ -149,15 +151,16 @@ def figure(lines: pd.DataFrame, gpu: bool) -> Figure:
                     some = group[group["measured"] == measured]
                     ax.plot(
                         some["megapixels"], some[column], marker, color=INKS[network], ms=6.5,
-                        mfc=face, mew=1.4, zorder=3,
+                        mfc=face, mew=1.4, zorder=3 + measured,
                     )  # fmt: skip
         for ax in axes[0]:
             ax.set_xscale("log")
             ax.set_xticks([0.1, 0.25, 0.5, 1, 2, 4, 8, 12])
             ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            ax.xaxis.set_minor_formatter(NullFormatter())
+            ax.minorticks_off()
             ax.set_xlabel("input image [megapixels], result x4 on each side")
         time.set_yscale("log")
+        time.minorticks_off()
         time.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
         time.set_title("time")
         time.set_ylabel(f"{'seconds' if gpu else 'processor seconds'} per megapixel")

@@ -374,3 +374,14 @@ def test_bad_models():
         restore(lambda x: x[..., 1:], image(3, 4, 4))
     with pytest.raises(ValueError, match=r"turned \(1, 3, 4, 4\) into \(3, 4, 4\)"):
         restore(lambda x: x[0], image(3, 4, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_every_floating_point_type_is_restored_and_checked(dtype):
+    x = image(3, 20, 9).to(dtype)
+    out = restore(lambda t: t, x, tile=8, overlap=4)
+    assert out.dtype == dtype and torch.equal(out, x)
+    for bad in (math.nan, math.inf, -math.inf):
+        x[1, 2, 3] = bad
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            restore(lambda t: t, x)

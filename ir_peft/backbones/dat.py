@@ -19,6 +19,7 @@ from .layers import (
     RGB_MEAN,
     Conv2d,
     DynamicPositionBias,
+    Pointwise,
     ResidualConv,
     Upsample,
     UpsampleOneStep,
@@ -114,7 +115,7 @@ class WindowAttention(nn.Module):
 
 def squeeze(dim: int, hidden: int, out: int) -> list[nn.Module]:
     """The layers of a gate: (B, dim, H, W) -> (B, out, H, W)."""
-    down, up = Conv2d(dim, hidden, 1), Conv2d(hidden, out, 1)
+    down, up = Pointwise(dim, hidden), Pointwise(hidden, out)
     return [down, nn.BatchNorm2d(hidden), nn.GELU(), up]
 
 

@@ -21,10 +21,12 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from . import near_identity
 from .hat_attention import OverlapAttention, WindowAttention
 from .layers import (
     RGB_MEAN,
     Conv2d,
+    Pointwise,
     Upsample,
     init_weights,
     reflect_pad,
@@ -77,9 +79,9 @@ class ChannelGate(nn.Module):
         super().__init__()
         self.attention = nn.Sequential(
             nn.AdaptiveAvgPool2d(1),
-            Conv2d(dim, dim // squeeze_factor, 1),
+            Pointwise(dim, dim // squeeze_factor),
             nn.ReLU(inplace=True),
-            Conv2d(dim // squeeze_factor, dim, 1),
+            Pointwise(dim // squeeze_factor, dim),
             nn.Sigmoid(),
         )
 
@@ -307,10 +309,14 @@ def hat_l(scale: int = 4, **overrides) -> HAT:
 
 
 def hat_mini(scale: int = 4, **overrides) -> HAT:
-    """HAT at small numbers, for a laptop: half a million parameters."""
-    return HAT(
-        name="hat_mini", scale=scale, **{**VARIANTS["hat_mini"], "drop_path": 0.0, **overrides}
-    )
+    """HAT at small numbers, for a laptop: half a million parameters.
+
+    Its random weights begin near the identity, see `near_identity`.
+    """
+    options = {**VARIANTS["hat_mini"], "drop_path": 0.0, **overrides}
+    model = HAT(name="hat_mini", scale=scale, **options)
+    near_identity.hat(model)
+    return model
 
 
 def checkpoint_filter(state: dict[str, Tensor]) -> dict[str, Tensor]:

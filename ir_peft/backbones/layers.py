@@ -134,6 +134,17 @@ class Conv2d(nn.Conv2d):
         return FrozenConvolution.apply(x, weight, bias, self.padding, self.groups)
 
 
+class Pointwise(nn.Conv2d):
+    """A 1x1 convolution, computed as a matrix product, which is faster on the CPU."""
+
+    def __init__(self, channels: int, out: int, bias: bool = True):
+        super().__init__(channels, out, 1, bias=bias)
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """(B, channels, H, W) -> (B, out, H, W)."""
+        return to_image(F.linear(to_tokens(x), weight.flatten(1), bias))
+
+
 class DynamicPositionBias(nn.Module):
     """Relative position bias of an h x w window: a small MLP over the tokens' offsets.
 

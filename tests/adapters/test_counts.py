@@ -4,6 +4,10 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import torch
+
+from ir_peft.adapters import attach_adapter, count_parameters, trainable_parameters
+from ir_peft.backbones import create_backbone
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,3 +55,23 @@ def test_the_papers_numbers_are_ours(tool):
 
 def test_the_committed_table_is_the_tools(tool):
     assert tool.TABLE.read_text(encoding="utf-8") == tool.table()
+
+
+@pytest.mark.parametrize("form", ["parallel", "sequential"])
+@pytest.mark.parametrize("site", ["ffn", "self_attn"])
+def test_placements_of_adaptir_have_one_size_and_start_as_the_backbone(site, form):
+    target = rf"body\.(encoder|decoder)\.layers\.\d+\.{site}"
+    with torch.device("meta"):
+        whole = create_backbone("ipt")
+        attach_adapter(whole, "adaptir", target_modules=target, form=form)
+    assert count_parameters(whole)[0] == 697_656
+    torch.manual_seed(0)
+    model = create_backbone("ipt", channels=4, heads=3, depth=1, patch_size=12).eval()
+    x = torch.rand(1, 3, 12, 12)
+    with torch.no_grad():
+        expected = model(x)
+        attach_adapter(model, "adaptir", target_modules=target, form=form)
+        assert torch.equal(model(x), expected)
+        for p in trainable_parameters(model).values():
+            p.add_(0.1)
+        assert not torch.equal(model(x), expected)

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from . import near_identity
 from .hat_attention import OverlapAttention, WindowAttention
 from .layers import (
     RGB_MEAN,
@@ -308,10 +309,14 @@ def hat_l(scale: int = 4, **overrides) -> HAT:
 
 
 def hat_mini(scale: int = 4, **overrides) -> HAT:
-    """HAT at small numbers, for a laptop: half a million parameters."""
-    return HAT(
-        name="hat_mini", scale=scale, **{**VARIANTS["hat_mini"], "drop_path": 0.0, **overrides}
-    )
+    """HAT at small numbers, for a laptop: half a million parameters.
+
+    Its random weights begin near the identity, see `near_identity`.
+    """
+    options = {**VARIANTS["hat_mini"], "drop_path": 0.0, **overrides}
+    model = HAT(name="hat_mini", scale=scale, **options)
+    near_identity.hat(model)
+    return model
 
 
 def checkpoint_filter(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..names import did_you_mean
+from . import near_identity
 from .chop import chop
 from .ipt_checkpoint import VARIANTS, checkpoint_filter, detect, official_state_dict
 from .layers import (
@@ -359,5 +360,10 @@ def ipt(scale: int | None = None, **overrides) -> IPT:
 
 
 def ipt_mini(scale: int | None = None, **overrides) -> IPT:
-    """IPT with its six branches at small numbers: 1.4 million parameters."""
-    return IPT(name="ipt_mini", scale=scale, **{**VARIANTS["ipt_mini"], **overrides})
+    """IPT with its six branches at small numbers: 1.4 million parameters.
+
+    Its random weights begin near the identity, see `near_identity`.
+    """
+    model = IPT(name="ipt_mini", scale=scale, **{**VARIANTS["ipt_mini"], **overrides})
+    near_identity.ipt(model)
+    return model

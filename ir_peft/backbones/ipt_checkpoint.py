@@ -16,7 +16,7 @@ VARIANTS = {
 """Arguments in which small siblings differ from the released IPT, for their name.
 
 With colours up to 255, as released, the residual stream is a hundred times larger than what fresh
-attention and feed-forward layers add to it: a short training would not catch up.
+attention and feed-forward layers add to it, too much for a short training.
 """
 
 

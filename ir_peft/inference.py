@@ -36,7 +36,7 @@ def restore(
             takes the image as a whole, "auto" the smallest tiles that are as few as those of 256.
         overlap: pixels of `image` that neighbouring tiles share at least.
         self_ensemble: average over the 8 flips and transpositions (EDSR, arXiv 1707.02921) of each
-            tile.
+            tile, so that it takes no more memory.
         batch_size: tiles (or whole images) that go through the model at once.
 
     Returns:

@@ -87,7 +87,7 @@ def run(
     pairs = patches.make_test_pairs(tests, degradations.TEST_TASKS[spec.task], crop=crop)
     # A run resumes only where the code is the same: no checkpoint crosses to another commit.
     state = f"{(git['commit'] or 'nogit')[:8]}{'-dirty' if git['dirty'] else ''}"
-    work = root / "runs" / profile.name / f"{name}-{state}"
+    work = root / "runs" / profile.name / f"{run_id(spec.training, profile)}-{state}"
     record: dict[str, Any] = {
         "id": name,
         "spec": spec.to_dict(),
@@ -154,7 +154,7 @@ def training_facts(spec: Spec, root: Path) -> dict[str, Any]:
 
 def adapted_model(spec: Spec, profile: Profile) -> nn.Module:
     """The backbone with its adapter: a fresh one if the profile trains, else the shipped one."""
-    model = backbones.load_backbone(spec.backbone)
+    model = _backbone(spec)
     if hasattr(model, "set_task"):  # A backbone with a head and a tail for each task.
         model.set_task(spec.task)
     if spec.learns and not profile.trains:
@@ -166,11 +166,20 @@ def adapted_model(spec: Spec, profile: Profile) -> nn.Module:
     return adapters.attach_adapter(model, spec.method, **options).eval()
 
 
+def _backbone(spec: Spec) -> nn.Module:
+    if spec.pretrained:
+        return backbones.load_backbone(spec.backbone)
+    with torch.random.fork_rng():
+        torch.manual_seed(spec.seed)
+        return backbones.create_backbone(spec.backbone)
+
+
 def training_set(spec: Spec, profile: Profile) -> patches.Patches:
-    """Seeded patches of the training photographs, degraded for the spec's task."""
+    """Seeded patches of the training photographs, degraded for the spec's task or tasks."""
+    tasks = [degradations.TASKS[name] for name in spec.train_tasks or (spec.task,)]
     return patches.Patches(
         photos.train_photos(),
-        degradations.TASKS[spec.task],
+        degradations.OneOf(*tasks) if len(tasks) > 1 else tasks[0],
         lq_size=spec.patch or profile.lq_size,
         seed=spec.seed,
         length=profile.steps * profile.batch_size,
@@ -179,7 +188,7 @@ def training_set(spec: Spec, profile: Profile) -> patches.Patches:
 
 def validation_pairs(spec: Spec, profile: Profile) -> list:
     """Two centred crops of photographs that no test set and no training patch holds."""
-    task = degradations.TEST_TASKS[spec.task]
+    task = degradations.TEST_TASKS[spec.training.task]
     crop = min(8 * profile.lq_size, spec.crop or 8 * profile.lq_size)
     return patches.make_test_pairs(photos.validation_photos(), task, crop=crop)
 

@@ -39,7 +39,7 @@ class Spec:
     label: str
     """How tables and figures call the row."""
     backbone: str
-    """A bundled tag or the path of a checkpoint, for `load_backbone`."""
+    """A bundled tag or the path of a checkpoint, for `load_backbone`; see `pretrained`."""
     task: str
     """A key of `degradations.TASKS`."""
     method: str
@@ -49,6 +49,11 @@ class Spec:
     """Fields of the method's config that differ from the backbone's defaults."""
     modules_to_save: tuple[str, ...] = ()
     """Whole modules trained and stored beside the adapter."""
+    pretrained: bool = True
+    """False: `backbone` is an architecture, for `create_backbone`, with seeded random weights."""
+    train_tasks: tuple[str, ...] = ()
+    """Tasks that the row is trained on, each image drawing one; () is `task` alone. Specs that
+    differ in `task` only share one training and one adapter, named after the first of these."""
     folder: str | None = None
     """Where the table's adapters are shipped; None is `<paper>/<table>`. Changes no number."""
     patch: int | None = None
@@ -62,14 +67,22 @@ class Spec:
     """Seeds initialisation, patches and degradations."""
 
     @property
+    def training(self) -> Spec:
+        """The spec as far as training goes: the same for all that share one."""
+        return replace(self, task=self.train_tasks[0]) if self.train_tasks else self
+
+    @property
     def tag(self) -> str:
         """Name of the shipped adapter, `<folder>/<task>-<row>`; with the seed unless it is 0."""
         seed = f"-s{self.seed}" if self.seed else ""
-        return f"{self.folder or f'{self.paper}/{self.table}'}/{self.task}-{self.row}{seed}"
+        folder = self.folder or f"{self.paper}/{self.table}"
+        return f"{folder}/{self.training.task}-{self.row}{seed}"
 
     def to_dict(self) -> dict[str, Any]:
         """What changes a number, as JSON gives it back: the spec as it stands in a record."""
-        unset = {"folder"} | {key for key in ("patch", "crop") if getattr(self, key) is None}
+        later = {"patch": None, "crop": None, "pretrained": True, "train_tasks": ()}
+        # Records older than these fields keep their names.
+        unset = {"folder"} | {key for key, value in later.items() if getattr(self, key) == value}
         fields = {key: value for key, value in asdict(self).items() if key not in unset}
         return json.loads(json.dumps(fields))
 
@@ -180,11 +193,12 @@ def load_specs(path: str | Path) -> list[Spec]:
             raise ValueError(f"{path}: write [rows.{name}] as a table, not {name} = {row!r}")
         _known(path, f"[rows.{name}]", row, allowed)
         values = {**defaults, **row}
-        for key in ("tasks", "seeds", "modules_to_save"):
+        for key in ("tasks", "seeds", "modules_to_save", "train_tasks"):
             if not isinstance(values.get(key, []), list):
                 raise ValueError(f"{path}: {key} of [rows.{name}] is a list, not {values[key]!r}")
         tasks, seeds = values.pop("tasks", []), values.pop("seeds", [0])
-        values["modules_to_save"] = tuple(values.get("modules_to_save", ()))
+        for key in ("modules_to_save", "train_tasks"):
+            values[key] = tuple(values.get(key, ()))
         required = {"paper", "table", "label", "backbone", "method"} - set(values)
         if required or not tasks:
             missing = sorted(required) + ([] if tasks else ["tasks"])
@@ -194,8 +208,9 @@ def load_specs(path: str | Path) -> list[Spec]:
                 adapters.config_from_dict(values["method"], values.get("adapter", {}))
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{path}: [rows.{name}]: {error}") from error
+        named = (*tasks, *values["train_tasks"])
+        _known(path, f"tasks of [rows.{name}]", named, set(degradations.TASKS))
         for task in tasks:
-            _known(path, f"tasks of [rows.{name}]", [task], set(degradations.TASKS))
             specs += [Spec(row=name, task=task, seed=seed, **values) for seed in seeds]
     return specs
 

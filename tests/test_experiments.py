@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ir_peft import experiments
+from ir_peft import backbones, experiments, pretrain
+from ir_peft.adapters import fingerprint
 from ir_peft.data import degradations
 from ir_peft.experiments import PROFILES, Spec, load_specs, run, run_id
 from ir_peft.provenance import device_name
@@ -50,7 +51,8 @@ def test_every_committed_experiment_parses(path):
 def test_no_two_rows_of_all_tables_share_an_adapter_or_a_record():
     files = sorted((ROOT / "experiments").glob("*.toml"))
     specs = [spec for file in files for spec in load_specs(file)]
-    assert len({spec.tag for spec in specs}) == len(specs)
+    trainings = {run_id(spec.training, SMOKE) for spec in specs}
+    assert len({spec.tag for spec in specs}) == len(trainings)
     assert len({run_id(spec, SMOKE) for spec in specs}) == len(specs)
     other = replace(SPEC, table="other")
     assert other.tag == "adaptir/other/lr4_noise30-lora" != SPEC.tag
@@ -94,7 +96,8 @@ def test_metric_of_each_papers_protocol(paper, task, channel, border):
 
 def test_an_unset_size_leaves_no_trace_in_a_record():
     """Records that are older than the fields keep their names."""
-    assert {"patch", "crop", "folder"}.isdisjoint(SPEC.to_dict())
+    later = {"patch", "crop", "folder", "pretrained", "train_tasks"}
+    assert later.isdisjoint(SPEC.to_dict())
     assert replace(SPEC, patch=48).to_dict()["patch"] == 48
 
 
@@ -151,6 +154,97 @@ def test_run_writes_a_complete_record_once(checkout, monkeypatch):
 
     monkeypatch.setattr(experiments, "adapted_model", never)
     assert run(SPEC, SMOKE, root=checkout, progress=False) == json.loads(path.read_text())
+
+
+@pytest.fixture
+def tiny_restormer(monkeypatch):
+    """Every backbone, bundled or new, is a very small Restormer."""
+    build = backbones.create_backbone
+
+    def load(tag):
+        torch.manual_seed(3)
+        return create("restormer_mini").eval()
+
+    def create(name):
+        return build(name, dim=8, depths=(1, 1, 1, 1), refinement=1, heads=(1, 1, 1, 1))
+
+    monkeypatch.setattr(experiments.backbones, "load_backbone", load)
+    monkeypatch.setattr(experiments.backbones, "create_backbone", create)
+
+
+def adair(row, tasks=None):
+    specs = load_specs(ROOT / "experiments" / "adair.toml")
+    return [s for s in specs if s.row == row and (tasks is None or s.task in tasks)]
+
+
+def test_adair_tables_compare_what_the_paper_claims():
+    specs = load_specs(ROOT / "experiments" / "adair.toml")
+    rows = {s.row for s in specs if s.table == "multitask"}
+    assert rows == {
+        "bicubic",
+        "frozen",
+        "scratch",
+        "full",
+        "lora",
+        "adair",
+        "all_full",
+        "all_adair",
+    }
+    bases = {f"transfer-{name}" for name in pretrain.TRANSFER}
+    transfer = {s.table for s in specs if s.table.startswith("transfer-")}
+    assert transfer == bases | {"transfer-none"}
+    for s in specs:
+        assert degradations.TASKS[s.task].scale == 1 and s.metric["channel"] == "rgb"
+        expected = s.table.removeprefix("transfer-").replace("none", "")
+        tag = f"restormer_mini_{expected}" if s.table in bases else "restormer_mini"
+        assert s.backbone == tag and s.backbone in pretrain.RECIPES
+
+
+@pytest.mark.parametrize("row", ["bicubic", "frozen", "scratch", "adair", "none_adair"])
+def test_adair_rows_run(row, checkout, tiny_restormer):
+    (spec,) = adair(row, {"denoise25"})
+    record = run(spec, SMOKE, root=checkout, progress=False)
+    trainable, total, backbone = record["parameters"].values()
+    assert record["metric"]["crop_border"] == 0 and len(record["scores"]) == 1
+    if row == "scratch":
+        assert trainable == total == backbone
+    elif spec.learns:
+        assert 0 < trainable == total - backbone < backbone
+    else:
+        assert trainable == 0 and record["curve"] == []
+
+
+@pytest.mark.parametrize("row", ["all_adair", "noise25_scratch"])
+def test_specs_that_differ_in_the_test_task_share_one_training(row, checkout, tiny_restormer):
+    first, second = (run(spec, SMOKE, root=checkout, progress=False) for spec in adair(row)[:2])
+    assert first["id"] != second["id"] and first["spec"]["task"] != second["spec"]["task"]
+    assert first["curve"] == second["curve"] and first["seconds"] == second["seconds"] > 0
+    assert first["scores"] != second["scores"]
+    (folder,) = (checkout / "runs" / "smoke" / "adapters").rglob("adapter_model.safetensors")
+    assert folder.parent.name == f"denoise25-{row}"
+    assert len(list((checkout / "runs" / "smoke").glob("adair-*"))) == 1
+
+
+def test_a_row_of_several_tasks_sees_all_of_them():
+    (spec,) = adair("all_adair", {"haze"})
+    data = experiments.training_set(spec, SMOKE)
+    assert data.rest.choices == tuple(degradations.TASKS[name] for name in spec.train_tasks)
+    assert data.lq_size == 64
+    (alone,) = adair("adair", {"haze"})
+    assert experiments.training_set(alone, SMOKE).rest == degradations.TASKS["haze"]
+    unseen = adair("noise25_adair")
+    assert {s.task for s in unseen} == {"denoise15", "denoise25", "denoise50"}
+    data = experiments.training_set(unseen[0], SMOKE)
+    assert data.rest == degradations.TASKS["denoise25"]
+
+
+def test_random_weights_are_those_of_the_seed(tiny_restormer):
+    (spec,) = adair("none_adair", {"denoise25"})
+    same, twin, other = (
+        fingerprint(experiments.adapted_model(s, SMOKE))
+        for s in (spec, spec, replace(spec, seed=1))
+    )
+    assert same == twin != other
 
 
 @pytest.mark.parametrize("method", ["frozen", "bicubic"])

@@ -168,7 +168,8 @@ def record_part(stem: str, record: dict[str, Any]) -> str:
         dirty = ", uncommitted changes" if case["git"]["dirty"] else ""
         text += (
             f"\n### {name}{shrunk}\n\nInput {' x '.join(map(str, case['input']))}; "
-            f"{case['device']}; {case['settings']['rounds']} rounds; torch "
+            f"{case['device']}; {case['settings']['rounds']} rounds, {CLOCKS[case['settings']['clock']]}; "
+            f"torch "
             f"{case['versions']['torch']}; commit {case['git']['commit'][:7]}{dirty}; "
             f"{case['date'][:10]}.\n\n"
         )
@@ -219,6 +220,10 @@ def profile_part(row: dict[str, Any]) -> str:
     return f"\nProfile of one step, {title}:\n\n" + table(head, rows)
 
 
+CLOCKS = {
+    "wall": "wall time",
+    "cpu": "processor time, as other work shared the machine",
+}
 INTRODUCTION = """# One training step, ours beside the reference
 
 Written by `benchmarks/train_step.py` from the records beside this file; its docstring defines the

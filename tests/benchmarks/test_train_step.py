@@ -117,11 +117,12 @@ def test_each_mode_trains_what_it_says(mode, names):
 
 
 def test_a_record_becomes_a_report_and_is_resumed(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setitem(train_step.CASES, "dat_light", case())
-    monkeypatch.setattr(harness, "machine_rates", lambda device: {"gflops": 50.0, "gbytes": 5.0})
+    monkeypatch.setattr(harness, "machine_rates", lambda *_: {"gflops": 50.0, "gbytes": 5.0})
     git = {"commit": "0" * 40, "dirty": False}  # That of a shared checkout may change meanwhile.
     monkeypatch.setattr(train_step, "git_state", lambda root: git)
-    command = ["train_step.py", "dat_light", "--rounds", "1", "--device", "cpu", "--resume"]
+    command = ["train_step.py", "dat_light", "--rounds", "1", "--clock", "cpu", "--resume"]
     monkeypatch.setattr(sys, "argv", [*command, "--out", str(tmp_path)])
     train_step.main()
     path = tmp_path / "train_step-cpu.json"

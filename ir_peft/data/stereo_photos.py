@@ -142,16 +142,25 @@ def fetch() -> Path:
 
 
 def correct_rows(right: np.ndarray, rows: Rows) -> np.ndarray:
-    """Move each pixel of (H, W, 3) from row y to row a x + b y + c, by cubic interpolation."""
-    # Pillow asks for the row that a row comes from, and counts pixel centres from 0.5.
-    slope, factor = -rows.a / rows.b, 1 / rows.b
-    start = 0.5 - (0.5 - 0.5 * rows.a + rows.c) / rows.b
-    coefficients = (1, 0, 0, slope, factor, start)
-    moved = []
-    for channel in np.moveaxis(right, 2, 0):  # As floats: Pillow truncates bytes.
-        image = Image.fromarray(channel.astype(np.float32))
-        moved.append(image.transform(image.size, Image.AFFINE, coefficients, Image.BICUBIC))
-    return np.stack(moved, axis=2).round().clip(0, 255).astype(np.uint8)
+    """Move each pixel of (H, W, 3) from row y to row a x + b y + c, by Keys' cubic interpolation.
+
+    Rows from beyond the image repeat its first and last one.
+    """
+    H, W = right.shape[:2]
+    column = np.arange(W)
+    source = (np.arange(H)[:, None] - rows.a * column - rows.c) / rows.b  # (H, W)
+    base = np.floor(source).astype(int)
+    t = source - base
+    taps = {
+        -1: ((2 - t) * t - 1) * t / 2,
+        0: ((3 * t - 5) * t * t + 2) / 2,
+        1: ((4 - 3 * t) * t + 1) * t / 2,
+        2: (t - 1) * t * t / 2,
+    }
+    moved = sum(
+        weight[..., None] * right[(base + k).clip(0, H - 1), column] for k, weight in taps.items()
+    )
+    return moved.round().clip(0, 255).astype(np.uint8)
 
 
 def _camera(name: str) -> StereoPhoto:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .experiments import Profile, folders, load_specs, run
+from .backbones import WEIGHTS
+from .experiments import Profile, Spec, folders, load_specs, run
 from .files import atomic_path
 from .names import did_you_mean
 from .provenance import git_state
@@ -43,7 +46,7 @@ def reproduce(profile: Profile, root: str | Path = ".") -> None:
             f"{root} has no experiments/*.toml and notebooks/*.py: run this in a checkout"
         )
     records, _ = folders(profile, git_state(root), root)
-    specs = [spec for file in files for spec in load_specs(file)]
+    specs = ready([spec for file in files for spec in load_specs(file)], profile, root)
     ids = {record["id"] for record in run_all(specs, profile, root)}
     frame, curves = results.load_records(records), results.load_curves(records)
     frame = frame[frame["id"].isin(ids)]  # The folder may hold other runs, on other images.
@@ -57,6 +60,31 @@ def reproduce(profile: Profile, root: str | Path = ".") -> None:
         target = root / "runs" / profile.name / "notebooks" / notebook.with_suffix(".ipynb").name
         print(f"executing {notebook.name} -> {target.relative_to(root)}")
         execute(notebook, target, {"profile": profile.name})
+
+
+def ready(specs: list[Spec], profile: Profile, root: Path) -> list[Spec]:
+    """The specs that can run here; the tables of the others are printed.
+
+    A profile that recomputes needs a committed record, one that trains the backbone.
+    """
+    if profile.trains:
+        able = [spec for spec in specs if not spec.pretrained or _has_weights(spec.backbone)]
+        lacking = sorted({spec.backbone for spec in specs if not _has_weights(spec.backbone)})
+        why = f"there are no weights of {', '.join(lacking)} (ir-peft pretrain TAG makes them)"
+    else:
+        paths = (root / "results" / "records").glob("*.json")
+        committed = [json.loads(path.read_text(encoding="utf-8"))["spec"] for path in paths]
+        able = [spec for spec in specs if spec.to_dict() in committed]
+        why = "no record of them is committed yet (ir-peft run FILE --profile full trains them)"
+    waiting = Counter(f"{spec.paper}-{spec.table}" for spec in specs if spec not in able)
+    if waiting:
+        listed = ", ".join(f"{table} ({count})" for table, count in waiting.items())
+        print(f"rows left out: {listed}; {why}")
+    return able
+
+
+def _has_weights(backbone: str) -> bool:
+    return (WEIGHTS / f"{backbone}.safetensors").exists() or Path(backbone).is_file()
 
 
 def run_all(specs: list, profile: Profile, root: str | Path = ".") -> list[dict]:
@@ -91,9 +119,10 @@ def write_figures(
         figures = {
             "efficiency": plots.efficiency_bars(table),
             "tradeoff": plots.tradeoff(table),
-            "tail": plots.alone_or_with_tail(table),
             "curves": plots.curves(curves[curves["id"].isin(part["id"])]),
         }
+        if table["row"].str.endswith("_tail").any():
+            figures["tail"] = plots.alone_or_with_tail(table)
         for kind, figure in figures.items():
             stem = f"{paper}-{name}-{task}-{kind}"
             written += plots.save_figure(figure, folder, stem, smoke=profile.name == "smoke")

@@ -57,7 +57,7 @@ ARROWS = {
     "figure_style": {"files"},
     "plots": {"figure_style"},
     "architecture_plots": {"figure_style"},
-    "reproduce": {"experiments", "files", "names", "plots", "provenance", "results"},
+    "reproduce": {"backbones", "experiments", "files", "names", "plots", "provenance", "results"},
     "cli": {
         "adapters",
         "backbones",

@@ -2,16 +2,22 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ir_peft import results
-from ir_peft.experiments import PROFILES
-from ir_peft.reproduce import compare, reproduce, write_figures
+from ir_peft.experiments import PROFILES, load_specs, run_id
+from ir_peft.reproduce import compare, ready, reproduce, write_figures
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMITTED = ROOT / "results" / "records"
+EXPERIMENTS = ROOT / "experiments"
+
+
+def read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def copy_records(folder, change=0.0):
@@ -56,6 +62,18 @@ def test_every_table_gets_four_figures(tmp_path):
     kinds = {path.stem.rsplit("-", 1)[1] for path in written}
     assert kinds == {"efficiency", "tradeoff", "tail", "curves"}
     assert all(path.stat().st_size > 1000 for path in written) and len(written) == 8
+
+
+def test_what_cannot_run_is_named_and_left_out(capsys):
+    specs = [spec for f in ("adaptir", "adair") for spec in load_specs(EXPERIMENTS / f"{f}.toml")]
+    committed = {record["id"] for record in map(read, COMMITTED.glob("*.json"))}
+    recomputed = ready(specs, PROFILES["demo"], ROOT)
+    assert {run_id(spec, PROFILES["full"]) for spec in recomputed} == committed
+    left_out = capsys.readouterr().out
+    missing = replace(specs[0], table="other", backbone="hat_large")
+    assert ready([specs[0], missing], PROFILES["smoke"], ROOT) == [specs[0]]
+    assert "adaptir-other (1)" in capsys.readouterr().out
+    assert (len(recomputed) < len(specs)) == ("rows left out" in left_out)
 
 
 def test_another_folder_is_no_checkout(tmp_path):

@@ -77,7 +77,7 @@ def resolve_config(
         raise TypeError(f"{config!r} is no method's config; methods: {', '.join(CONFIGS)}")
     if config.method in ("full", "frozen"):
         return replace(config, modules_to_save=_whole(model, config))
-    sites = "lora" if config.method == "peft" else config.method
+    sites = "lora" if config.method == "peft" else config.method  # Both change linear layers.
     defaults = all_defaults.get(sites, {})
     for key in ("target_modules", "stereo_modules"):  # The second is of `asteisr` alone.
         if getattr(config, key, ()) is None and key in defaults:

@@ -21,7 +21,10 @@ from .wrappers import AdaptedLayer, Place, SavedModule, Wrapper, walk
 
 
 class Adapter(nn.Module):
-    """Changes the output of one frozen layer. At initialisation it returns `out` bit for bit."""
+    """Changes the output of one frozen layer. At initialisation it returns `out` bit for bit.
+
+    The exceptions say so: `VPT`, which cannot, and what peft or a config starts elsewhere.
+    """
 
     run_is_forward = False
     """Set where an own `run` is but a faster way to `forward` on the frozen layer's output."""

@@ -62,10 +62,10 @@ class Case:
 CASES = {
     "dat_light": Case("dat_light", (4, 3, 32, 32), ("lora", "adaptir")),
     "dat": Case(
-        "dat", (1, 3, 64, 64), ("asteisr_spatial", "lora"), {"depths": (6, 6)}, "2 of 6 groups"
+        "dat", (1, 3, 32, 32), ("lora", "asteisr_spatial"), {"depths": (6, 6)}, "2 of 6 groups"
     ),
     "hat": Case(
-        "hat", (1, 3, 64, 64), ("asteisr_spatial", "lora"), {"depths": (6,)}, "one of 6 groups"
+        "hat", (1, 3, 32, 32), ("asteisr_spatial", "lora"), {"depths": (6, 6)}, "2 of 6 groups"
     ),
     "ipt": Case(
         "ipt",
@@ -76,7 +76,7 @@ CASES = {
     ),
     "restormer": Case(
         "restormer",
-        (1, 3, 128, 128),
+        (1, 3, 64, 64),
         ("adair", "lora"),
         {"depths": (1, 2, 2, 2), "refinement": 1},
         "12 of 44 blocks",
@@ -122,7 +122,7 @@ def rows_of(case: Case) -> list[tuple[str, str | None]]:
     with torch.device("meta"):
         known = create_backbone(case.backbone, **case.sizes).adapter_defaults
     methods = [m for m in case.methods if m in ADAPTERS and m in known]
-    return [("forward", None), ("full", None), ("frozen", None), *(("peft", m) for m in methods)]
+    return [("forward", None), ("full", None), *(("peft", m) for m in methods), ("frozen", None)]
 
 
 def runners(
@@ -168,7 +168,7 @@ def measure(
 ) -> dict[str, Any]:
     """One row."""
     steps = runners(case, mode, method, device=device, **options)
-    times = harness.alternate(steps, rounds, device, warm_up=2, clock=clock)
+    times = harness.alternate(steps, rounds, device, warm_up=1, clock=clock)
     row: dict[str, Any] = {"mode": mode, "method": method, "networks": {}}
     for name, step in steps.items():
         seconds = torch.tensor(times[name], dtype=torch.float64).median().item()

@@ -168,10 +168,9 @@ def record_part(stem: str, record: dict[str, Any]) -> str:
         dirty = ", uncommitted changes" if case["git"]["dirty"] else ""
         text += (
             f"\n### {name}{shrunk}\n\nInput {' x '.join(map(str, case['input']))}; "
-            f"{case['device']}; {case['settings']['rounds']} rounds, {CLOCKS[case['settings']['clock']]}; "
-            f"torch "
-            f"{case['versions']['torch']}; commit {case['git']['commit'][:7]}{dirty}; "
-            f"{case['date'][:10]}.\n\n"
+            f"{case['device']}; {case['settings']['rounds']} rounds, "
+            f"{CLOCKS[case['settings']['clock']]}; torch {case['versions']['torch']}; "
+            f"commit {case['git']['commit'][:7]}{dirty}; {case['date'][:10]}.\n\n"
         )
         rows = []
         for row in case["rows"]:

@@ -128,7 +128,7 @@ def test_a_record_becomes_a_report_and_is_resumed(tmp_path, monkeypatch):
     path = tmp_path / "train_step-cpu.json"
     first = json.loads(path.read_text())
     assert [row["mode"] for row in first["cases"]["dat_light"]["rows"]] == [
-        "forward", "full", "frozen", "peft",
+        "forward", "full", "peft", "frozen",
     ]  # fmt: skip
     rows = {row["mode"]: row for row in first["cases"]["dat_light"]["rows"]}
     assert rows["peft"]["networks"]["ours"]["saved_bytes"] > 0

@@ -8,7 +8,8 @@ the first one stopped: finished records of the same code are kept. A GPU run of 
 In a copy without `.git` add `--commit HASH`. References need spandrel and spandrel-extra-arches;
 without these their rows say so. `--device cpu --size small` runs tiny versions, to see that all
 works and what a record looks like: they enter no table. `--table` measures nothing and rewrites
-results/benchmarks/paper_scale.md from the records and from counts that need no device.
+paper_scale.md from the records and from counts that need no device; without their file,
+results/benchmarks/paper_scale-exact.json, these are made anew.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any
 
 import torch
 from paper_scale_bills import BILLS, PRECISIONS, Job, plan
-from paper_scale_step import build, count, matmul_rate, serve
+from paper_scale_step import build, count, matmul_rate, release, serve
 from paper_scale_table import table
 
 from ir_peft import count_parameters
@@ -34,6 +35,8 @@ from ir_peft.files import write_text
 from ir_peft.provenance import device_name, git_state, versions
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "results" / "benchmarks"
+COUNTS = RESULTS / "paper_scale-exact.json"
 MEASURED = ("ir_peft/adapters/*.py", "ir_peft/backbones/*.py", "benchmarks/paper_scale_*.py")
 """Files that a record depends on, but for the table's."""
 LIMITS = {"eager": 60.0, "compiled": 240.0}
@@ -58,7 +61,7 @@ class Worker:
         if self.process is None:
             context = multiprocessing.get_context("spawn")
             self.pipe, other = context.Pipe()
-            self.process = context.Process(target=serve, args=(other, self.device), daemon=True)
+            self.process = context.Process(target=serve, args=(other, self.device))
             self.process.start()
             other.close()
         try:
@@ -184,7 +187,7 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=5, help="of timed steps a record")
     parser.add_argument("--only", default="", help="regular expression: keys of records to measure")
     parser.add_argument("--commit", help="where there is no .git to ask")
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "benchmarks")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="measure nothing, rewrite the table")
     options = parser.parse_args(words)
     if options.table:
@@ -196,9 +199,8 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def measure(options: argparse.Namespace, exact: dict[str, Any]) -> None:
-    """Measures within the budget and writes the records."""
-    start = time.monotonic()
+def measure(options: argparse.Namespace, exact: dict[str, Any], start: float) -> None:
+    """Measures within the budget, which began at `start`, and writes the records."""
     device = torch.device(options.device)
     name = device_name() if options.device == "cuda" else "cpu"
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
@@ -216,6 +218,7 @@ def measure(options: argparse.Namespace, exact: dict[str, Any]) -> None:
         "device": device_name(),
         "matmul_flops": {p: matmul_rate(p, device, side) for p in PRECISIONS},
     }
+    release(device)  # The worker is to have all of its memory.
     print(f"{stamp['device']}: {stamp['matmul_flops']} FLOP/s", flush=True)
     jobs = [job for job in plan(options.size) if re.search(options.only, job.key)]
 
@@ -227,8 +230,10 @@ def measure(options: argparse.Namespace, exact: dict[str, Any]) -> None:
     worker = Worker(options.device, options.seconds)
     try:
         spare = options.budget - (time.monotonic() - start)
-        save = lambda: write(path, content)  # noqa: E731
-        left = run(jobs, worker, content["records"], stamp, flops, save, spare)
+        left = run(
+            jobs, worker, content["records"], stamp, flops,
+            save=lambda: write(path, content), budget=spare,
+        )  # fmt: skip
     finally:
         worker.close()
     print(f"{left} of {len(jobs)} records left: call again" if left else "all records are made")
@@ -236,12 +241,12 @@ def measure(options: argparse.Namespace, exact: dict[str, Any]) -> None:
 
 def main(words: list[str] | None = None) -> None:
     """Measures within the budget, then writes the table."""
-    options = arguments(words)
+    options, start = arguments(words), time.monotonic()
     exact: dict[str, Any] = {}
     if options.table or options.size == "paper":
-        exact = counts(options.out / "paper_scale-exact.json")
+        exact = counts(COUNTS)
     if not options.table:
-        measure(options, exact)
+        measure(options, exact, start)
     if exact:
         files = sorted(options.out.glob("paper_scale-*.json"))
         found = [content for content in map(read, files) if measured(content)]

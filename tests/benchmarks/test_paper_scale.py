@@ -115,10 +115,8 @@ def test_frozen_weights_cost_less():
 @pytest.mark.parametrize(
     "key",
     [
-        "asteisr/hat_l/full+asteisr/fp32/eager/ours",
         "asteisr/hat_l/asteisr/bf16/eager/ours",
         "adaptir/ipt/adaptir/fp32/eager/ours",
-        "adair/restormer/adair/fp32/eager/ours",
         "adaptir/edt_b/full/bf16/eager/ours",
     ],
 )
@@ -262,15 +260,14 @@ def test_a_small_run_on_the_cpu_from_end_to_end(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(paper_scale, "Worker", Here)
     words = ["--device", "cpu", "--size", "small", "--seconds", "0", "--commit", "fedcba"]
-    words += ["--only", "restormer/(full|adair)/fp32/eager/ours", "--out", str(tmp_path)]
+    words += ["--only", "restormer/adair/fp32/eager/ours", "--out", str(tmp_path)]
     paper_scale.main(words)
     path = tmp_path / "paper_scale-cpu-small.json"
     written = path.read_bytes()
     content = json.loads(written)
-    assert list(content["records"]) == [
-        f"adair/restormer/{method}/fp32/eager/ours" for method in ("full", "adair")
-    ]
-    record = content["records"]["adair/restormer/adair/fp32/eager/ours"]
+    (key,) = content["records"]
+    assert key == "adair/restormer/adair/fp32/eager/ours"
+    record = content["records"][key]
     assert record["git"] == {"commit": "fedcba", "dirty": None}
     assert record["status"] == "ok" and record["batch"] == 2 and record["matmul_share"] > 0
     assert not paper_scale.measured(content)  # So it enters no table.
@@ -353,9 +350,10 @@ def test_the_worker_measures_stops_what_takes_too_long_and_starts_again():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # The compiler's own.
 def test_compiled_blocks_are_compiled():
     found = step.attempt(
-        lambda n: step.measure(job("adaptir/edt_b/adaptir/fp32/compiled/ours"), n, 0.0, CPU), 2
+        lambda n: step.measure(job("adaptir/edt_b/lora/fp32/compiled/ours"), n, 0.0, CPU), 2
     )
     assert found["status"] == "ok", found
     assert found["compiled_blocks"] == 2 and found["graphs"] >= 2

@@ -141,10 +141,45 @@ def claims(frame: pd.DataFrame, images: pd.DataFrame) -> list[tuple[bool | None,
     return found
 
 
-def foot(frame: pd.DataFrame, images: pd.DataFrame, numbers: pd.DataFrame, task: str) -> list[str]:
+ADAIR_PAIRS = {
+    ("adair", "frozen"): "The adapter improves the base",
+    ("adair", "scratch"): "It beats a model trained from scratch in as many steps",
+    ("full", "adair"): "Full fine-tuning of the base leads it",
+    ("adair", "lora"): "It leads LoRA of nearly its size",
+    ("adair", "all_full"): "It beats one model for all tasks",
+    ("adair", "all_adair"): "It beats one adapter for all tasks",
+}
+"""What the AdaIR paper's idea leads one to expect: (better row, other row) -> the expectation."""
+
+
+def adair_claims(frame: pd.DataFrame, images: pd.DataFrame) -> list[tuple[bool | None, str]]:
+    """Check those expectations on a table where its rows were run; as `claims`."""
+    psnr = frame.set_index("row")["psnr"].dropna()
+    found: list[tuple[bool | None, str]] = []
+    for (better, other), text in ADAIR_PAIRS.items():
+        if {better, other} <= set(psnr.index):
+            wins = int((images[better] > images[other]).drop("mean").sum())
+            lead = psnr[better] - psnr[other]
+            ahead = f"by {lead:+.2f} dB, on {wins} of {len(images) - 1} images"
+            found.append((bool(lead > 0), f"{text}: {ahead}"))
+    return found
+
+
+CLAIMS = {"adaptir": claims, "adair": adair_claims}
+"""The claims that are checked under a table, by paper."""
+
+
+def foot(
+    frame: pd.DataFrame,
+    images: pd.DataFrame,
+    numbers: pd.DataFrame,
+    task: str,
+    paper: str = "adaptir",
+) -> list[str]:
     """The lines under a table: the paper's claims, the reach of the tail, the paper's typos."""
     words = {True: "Holds here", False: "Does not hold here", None: "Not checked"}
-    lines = [f"{words[holds]}: {text}." for holds, text in claims(frame, images)]
+    checked = CLAIMS[paper](frame, images) if paper in CLAIMS else []
+    lines = [f"{words[holds]}: {text}." for holds, text in checked]
     if frame["seeds"].max() == 1:
         lines.append("One seed a row: small differences may be chance.")
     psnr = frame.set_index("row")["psnr"].dropna()

@@ -61,7 +61,17 @@ ROWS: dict[str, dict[str, str]] = {
         "adaptir": "AdaptIR",
         "adaptir_tail": "AdaptIR + tail",
         "adaptir_ends": "AdaptIR + both ends",
-    }
+    },
+    "multitask": {
+        "bicubic": "Input",
+        "frozen": "Base, frozen",
+        "scratch": "From scratch",
+        "all_full": "All in one, full fine-tuning",
+        "full": "Full fine-tuning",
+        "all_adair": "All in one, AdaIR",
+        "lora": "LoRA",
+        "adair": "AdaIR",
+    },
 }
 
 SHORT = (
@@ -291,11 +301,12 @@ def write_tables(
     for (paper, name, task), part in chosen.groupby(["paper", "table", "task"]):
         frame = table(part, task=task, paper_numbers=numbers)
         images = per_image(part, task=task)
-        made.append((f"{paper}-{name}-{task}", frame, images, part, task))
+        bottom = foot(frame, images, numbers, task, paper)
+        made.append((f"{paper}-{name}-{task}", frame, images, part, bottom))
     written = []
     # All tables exist before the first file is written: an error above leaves the folder as it was.
-    for stem, frame, images, part, task in made:
-        top, bottom = f"{head(part, frame)} {notes}".strip(), foot(frame, images, numbers, task)
+    for stem, frame, images, part, bottom in made:
+        top = f"{head(part, frame)} {notes}".strip()
         shown, digits = display(frame), images.map("{:.2f}".format).rename_axis("PSNR [dB]")
         labels = frame.set_index("row")["label"]
         digits = digits.rename(columns=labels).T.reset_index(names="PSNR [dB]")

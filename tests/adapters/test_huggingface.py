@@ -235,7 +235,10 @@ def test_without_peft_the_extra_is_named(tiny, monkeypatch):
     ],
 )
 def test_default_sites_are_those_of_lora(backbone, settings, kind):
+    torch.manual_seed(0)
     model = create_backbone(backbone, **settings).eval()
+    for p in model.parameters():  # New small models pass on little of what their bodies do.
+        p.data += 0.02 * torch.randn_like(p)
     image = torch.rand(1, 3, 12, 12)
     with torch.no_grad():
         expected = model(image)

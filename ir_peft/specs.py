@@ -193,10 +193,13 @@ def load_specs(path: str | Path) -> list[Spec]:
             raise ValueError(f"{path}: write [rows.{name}] as a table, not {name} = {row!r}")
         _known(path, f"[rows.{name}]", row, allowed)
         values = {**defaults, **row}
-        for key in ("tasks", "seeds", "modules_to_save", "train_tasks"):
+        seeds = values.pop("seeds", [0])
+        if not isinstance(seeds, (list, dict)):
+            raise ValueError(f"{path}: seeds of [rows.{name}] is a list, or one a task: {seeds!r}")
+        for key in ("tasks", "modules_to_save", "train_tasks"):
             if not isinstance(values.get(key, []), list):
                 raise ValueError(f"{path}: {key} of [rows.{name}] is a list, not {values[key]!r}")
-        tasks, seeds = values.pop("tasks", []), values.pop("seeds", [0])
+        tasks = values.pop("tasks", [])
         for key in ("modules_to_save", "train_tasks"):
             values[key] = tuple(values.get(key, ()))
         required = {"paper", "table", "label", "backbone", "method"} - set(values)
@@ -210,8 +213,11 @@ def load_specs(path: str | Path) -> list[Spec]:
                 raise ValueError(f"{path}: [rows.{name}]: {error}") from error
         named = (*tasks, *values["train_tasks"])
         _known(path, f"tasks of [rows.{name}]", named, set(degradations.TASKS))
+        if isinstance(seeds, dict):  # { lr4_noise30 = [0, 1, 2] }: other tasks have seed 0.
+            _known(path, f"seeds of [rows.{name}]", seeds, set(tasks))
         for task in tasks:
-            specs += [Spec(row=name, task=task, seed=seed, **values) for seed in seeds]
+            mine = seeds.get(task, [0]) if isinstance(seeds, dict) else seeds
+            specs += [Spec(row=name, task=task, seed=seed, **values) for seed in mine]
     return specs
 
 

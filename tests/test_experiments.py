@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from ir_peft import backbones, experiments, pretrain
+from ir_peft import (
+    attach_adapter,
+    backbones,
+    count_parameters,
+    create_backbone,
+    experiments,
+    load_backbone,
+    pretrain,
+)
 from ir_peft.adapters import fingerprint
 from ir_peft.data import degradations
 from ir_peft.experiments import PROFILES, Spec, load_specs, run, run_id
@@ -48,6 +56,28 @@ def test_every_committed_experiment_parses(path):
     assert {s.task for s in specs} <= set(degradations.TASKS)
 
 
+def test_every_row_fits_its_backbone():
+    """Each method attaches with the widths of its row, and trains what it adds."""
+    files = sorted((ROOT / "experiments").glob("*.toml"))
+    specs = {
+        (spec.backbone, spec.method, str(spec.adapter), spec.modules_to_save): spec
+        for file in files
+        for spec in load_specs(file)
+        if spec.learns
+    }
+    for spec in specs.values():
+        recipe = pretrain.RECIPES.get(spec.backbone)
+        model = (
+            create_backbone(recipe.backbone, scale=recipe.scale)
+            if recipe
+            else load_backbone(spec.backbone)
+        )
+        options = {"modules_to_save": spec.modules_to_save} if spec.modules_to_save else {}
+        attach_adapter(model, spec.method, **spec.adapter, **options)
+        trainable, total = count_parameters(model)
+        assert 0 < trainable <= total, spec.row
+
+
 def test_no_two_rows_of_all_tables_share_an_adapter_or_a_record():
     files = sorted((ROOT / "experiments").glob("*.toml"))
     specs = [spec for file in files for spec in load_specs(file)]
@@ -66,6 +96,18 @@ def test_committed_records_belong_to_rows_of_the_committed_table():
     paths = (ROOT / "results" / "records").glob("adaptir-hybrid-*.json")
     records = {path.stem for path in paths}
     assert records and records <= ids
+
+
+def test_seeds_may_differ_between_tasks(tmp_path):
+    file = tmp_path / "a.toml"
+    text = (ROOT / "experiments" / "adaptir_ipt.toml").read_text()
+    file.write_text(text)
+    specs = [s for s in load_specs(file) if s.table == "ipt" and s.row == "lora"]
+    seeds = {task: [s.seed for s in specs if s.task == task] for task in ("lr4_noise30", "sr2")}
+    assert seeds == {"lr4_noise30": [0, 1, 2], "sr2": [0]}
+    file.write_text(text.replace("seeds = { lr4_noise30", "seeds = { lr4_noise31"))
+    with pytest.raises(ValueError, match="did you mean 'lr4_noise30'"):
+        load_specs(file)
 
 
 def test_adaptir_table_has_the_rows_of_the_issue():

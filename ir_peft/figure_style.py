@@ -29,6 +29,9 @@ COLORS = {
     "adaptformer": "#009e73",
     "adaptir": "#d55e00",
     "adair": "#0072b2",
+    "scratch": "#661100",
+    "all_full": "#117733",
+    "all_adair": "#6699cc",
     "asteisr": "#882255",
     "asteisr_spatial": "#aa4499",
     "asteisr_stereo": "#332288",
@@ -63,9 +66,18 @@ def style() -> Iterator[None]:
         yield
 
 
+def _method(row: str) -> str:
+    return row.removesuffix("_tail").removesuffix("_ends")
+
+
+def has_color(row: str) -> bool:
+    """Whether a row is a method with a colour of its own."""
+    return _method(row) in COLORS
+
+
 def color(row: str) -> str:
     """Return the colour of a row or method; ``<method>_tail`` has the method's colour."""
-    method = row.removesuffix("_tail").removesuffix("_ends")
+    method = _method(row)
     if method not in COLORS:
         raise KeyError(f"{row!r} has no colour; plots.COLORS has {sorted(COLORS)}")
     return COLORS[method]

@@ -108,7 +108,10 @@ def run_all(specs: list, profile: Profile, root: str | Path = ".") -> list[dict]
 def write_figures(
     frame: pd.DataFrame, curves: pd.DataFrame, folder: Path, profile: Profile
 ) -> list[Path]:
-    """Draws cost, trade-off, the limit of the frozen tail and the curves of every table."""
+    """Draws cost, trade-off, the limit of the frozen tail and the curves of every table of methods.
+
+    Tables of variants (ablations, bases) are left to the notebooks, which know what they vary.
+    """
     from matplotlib import pyplot
 
     from . import plots, results
@@ -116,6 +119,8 @@ def write_figures(
     written = []
     for (paper, name, task), part in frame.groupby(["paper", "table", "task"]):
         table = results.table(part, task=task)
+        if not all(map(plots.has_color, table["row"])):
+            continue
         figures = {
             "efficiency": plots.efficiency_bars(table),
             "tradeoff": plots.tradeoff(table),

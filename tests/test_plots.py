@@ -42,6 +42,7 @@ def texts(fig):
 
 def test_every_known_row_has_its_own_colour():
     assert len(set(plots.COLORS.values())) == len(plots.COLORS)
+    assert plots.has_color("lora_tail") and not plots.has_color("width_5")
     assert plots.color("adaptir") == plots.color("adaptir_tail") == plots.COLORS["adaptir"]
     with pytest.raises(KeyError, match="'magic' has no colour"):
         plots.color("magic")

@@ -205,6 +205,7 @@ def train(
             lq, gt = lq.to(device, non_blocking=True), gt.to(device, non_blocking=True)
             if before_step is not None:
                 before_step(step)
+            optimizer.zero_grad()  # Before the forward pass, which would keep old gradients alive.
             with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "no"):
                 sr = network(lq)  # (B, 3, s*h, s*w)
             if sr.shape != gt.shape:
@@ -212,7 +213,6 @@ def train(
                     f"the model gives {tuple(sr.shape)}, the target is {tuple(gt.shape)}"
                 )
             loss = F.l1_loss(sr.float(), gt.float())
-            optimizer.zero_grad()
             scaler.scale(loss).backward()
             if clip_norm is not None:
                 scaler.unscale_(optimizer)

@@ -62,6 +62,9 @@ def _parser() -> argparse.ArgumentParser:
         "--adapter", help="a folder, or a bundled tag like adaptir/lr4_noise30-adaptir_tail"
     )
     command.add_argument(
+        "--task", help="the bundled backbone and adapter for a task like derain; auto estimates it"
+    )
+    command.add_argument(
         "--tile", type=int, help="tile side in input pixels; default: 256 for larger images"
     )
     command.add_argument(
@@ -167,6 +170,8 @@ def _restore(options: argparse.Namespace) -> None:
         raise ValueError(f"{target}: unknown image suffix; there are {', '.join(images.FORMATS)}")
     device = devices.pick(options.device)
     image = images.read_image(source)
+    if options.task:
+        _take_task(options, image)
     model = backbones.load_backbone(options.backbone)
     if options.adapter:
         adapters.load_adapter(model, options.adapter)
@@ -183,6 +188,16 @@ def _restore(options: argparse.Namespace) -> None:
     height, width = (model.scale * side for side in image.shape[1:])
     images.write_strips(target, strips, height, width)
     print(f"{target}: {width} x {height} pixels")
+
+
+def _take_task(options: argparse.Namespace, image) -> None:
+    """Sets the backbone and the adapter to those of the task."""
+    from . import restorers
+
+    if options.adapter or options.backbone != "dat_light_x4":
+        raise ValueError("--task brings backbone and adapter: leave out --backbone and --adapter")
+    task, (options.backbone, options.adapter) = restorers.find_restorer(options.task, image)
+    print(f"task {task}: {options.backbone}, adapter {options.adapter or 'none'}")
 
 
 def _pretrain(options: argparse.Namespace) -> None:

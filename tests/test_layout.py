@@ -34,6 +34,7 @@ ARROWS = {
     "evaluate": {"metrics", "inference"},
     "similarity": {"adapters", "inference"},
     "estimator": {"data", "files"},
+    "restorers": {"estimator", "names"},
     "stereo": {"adapters", "backbones"},
     "train": {"adapters", "data", "files", "inference", "training_state"},
     "training_state": {"adapters", "files"},
@@ -67,6 +68,7 @@ ARROWS = {
         "inference",
         "pretrain",
         "reproduce",
+        "restorers",
     },
 }
 

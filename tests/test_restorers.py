@@ -1,0 +1,76 @@
+"""The table of restorers, and the command that reads it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ir_peft import restorers
+from ir_peft.cli import main
+from ir_peft.data.images import read_image, write_image
+from ir_peft.estimator import CLASSES, CLEAN
+from ir_peft.restorers import RESTORERS, find_restorer
+from ir_peft.specs import load_specs
+
+ROOT = Path(__file__).resolve().parents[1]
+IMAGE = torch.rand(3, 20, 24, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def photo(tmp_path):
+    write_image(tmp_path / "photo.png", IMAGE)
+    return tmp_path / "photo.png"
+
+
+def guess(monkeypatch, name):
+    """The estimator is sure of one class."""
+    shares = {other: 0.9 if other == name else 0.01 for other in CLASSES}
+    monkeypatch.setattr(restorers, "load_estimator", lambda: None)
+    monkeypatch.setattr(restorers, "estimate", lambda model, image: shares)
+
+
+def test_every_adapter_is_that_of_a_row_of_the_experiments():
+    files = sorted((ROOT / "experiments").glob("*.toml"))
+    rows = {(s.backbone, s.tag): s.task for file in files for s in load_specs(file)}
+    for task, restorer in RESTORERS.items():
+        if restorer.adapter is not None:
+            trained = rows[restorer]
+            assert task == trained or task not in rows.values(), f"{task} takes {trained}"
+
+
+def test_every_class_of_the_estimator_has_one():
+    assert set(CLASSES) - {CLEAN} <= set(RESTORERS)
+
+
+def test_auto_takes_the_likeliest(monkeypatch):
+    guess(monkeypatch, "derain_heavy")
+    expected = ("restormer_mini", "adair/multitask/derain_heavy-adair")
+    assert find_restorer("auto", IMAGE) == ("derain_heavy", expected)
+    assert find_restorer("haze", IMAGE)[0] == "haze"
+    guess(monkeypatch, CLEAN)
+    with pytest.raises(ValueError, match=r"looks undamaged \(probability 90%\).*denoise15"):
+        find_restorer("auto", IMAGE)
+    with pytest.raises(ValueError, match="no task 'dehaze'; did you mean 'haze'"):
+        find_restorer("dehaze", IMAGE)
+
+
+@pytest.mark.parametrize("words", [["lr4_jpeg30"], ["auto"]])
+def test_the_command_restores_as_with_backbone_and_adapter(words, photo, monkeypatch, capsys):
+    """`auto` here meets an estimator that knows the task of a shipped adapter."""
+    guess(monkeypatch, "jpeg")
+    monkeypatch.setitem(RESTORERS, "jpeg", RESTORERS["lr4_jpeg30"])
+    assert main(["restore", str(photo), "--task", *words]) == 0
+    assert "dat_light_x4, adapter adaptir/lr4_jpeg30-adaptir_tail" in capsys.readouterr().out
+    found = read_image(photo.with_name("photo_restored.png"))
+    tag = "adaptir/lr4_jpeg30-adaptir_tail"
+    assert main(["restore", str(photo), "--adapter", tag, "--force"]) == 0
+    assert torch.equal(read_image(photo.with_name("photo_restored.png")), found)
+
+
+def test_a_task_and_an_adapter_are_too_much(photo, capsys):
+    for words in (["--adapter", "x"], ["--backbone", "y"]):
+        assert main(["restore", str(photo), "--task", "derain", *words]) == 2
+        assert "leave out --backbone and --adapter" in capsys.readouterr().err
+    assert main(["restore", str(photo), "--task", "deran"]) == 2
+    assert "did you mean 'derain'" in capsys.readouterr().err
+    assert not photo.with_name("photo_restored.png").exists()

@@ -35,6 +35,7 @@ ARROWS = {
     "similarity": {"adapters", "inference"},
     "estimator": {"data", "files"},
     "restorers": {"estimator", "names"},
+    "protocols": {"data", "inference", "metrics", "names"},
     "stereo": {"adapters", "backbones"},
     "train": {"adapters", "data", "files", "inference", "training_state"},
     "training_state": {"adapters", "files"},

@@ -44,6 +44,8 @@ class FolderSet:
     """Number of clean images; None where it is not known."""
     scales: tuple[int, ...] = (1,)
     """Down-sampling factors of the damaged files; {scale} stands for one in the pattern."""
+    shared: bool = False
+    """Several damaged files belong to one clean one, named by what stands before their first _."""
 
     @property
     def has_damaged(self) -> bool:
@@ -64,9 +66,14 @@ def _rain(name: str) -> FolderSet:
         (
             (f"{name}/norain-*", f"{name}/rainy/rain-*"),
             (f"{name}/gt/norain-*", f"{name}/rainy/rain-*"),
+            (f"{name}/target/*", f"{name}/input/*"),
         ),
         100,
     )
+
+
+def _pairs(name: str, count: int | None) -> FolderSet:
+    return FolderSet(((f"{name}/target/*", f"{name}/input/*"),), count)
 
 
 FOLDER_SETS: dict[str, FolderSet] = {
@@ -89,6 +96,18 @@ FOLDER_SETS: dict[str, FolderSet] = {
     "RainTrainH": FolderSet((("RainTrainH/norain-*", "RainTrainH/rain-*"),), None),
     "Rain100L": _rain("Rain100L"),
     "Rain100H": _rain("Rain100H"),
+    "Test100": _pairs("Test100", None),
+    "Test1200": _pairs("Test1200", 1200),
+    "Test2800": _pairs("Test2800", 2800),
+    "GoPro_test": FolderSet(
+        (("GoPro/test/target/*", "GoPro/test/input/*"), ("GoPro/target/*", "GoPro/input/*")), 1111
+    ),
+    "HIDE": _pairs("HIDE", 2025),
+    "SOTS_outdoor": FolderSet(
+        (("SOTS/outdoor/gt/*", "SOTS/outdoor/hazy/*"), ("SOTS/target/*", "SOTS/input/*")),
+        None,
+        shared=True,
+    ),
     "LOL_train": FolderSet(
         (
             ("LOLv1/Train/target/*", "LOLv1/Train/input/*"),
@@ -162,6 +181,7 @@ def find_pairs(
         raise FileNotFoundError(f"{name} is not available: no images {tried} in {root}")
     clean, low = found[0]
     gt = _match(root, clean, scale)
+    images = len(gt)
     if not damaged:
         lq = dict.fromkeys(gt)
     else:
@@ -169,12 +189,22 @@ def find_pairs(
         if not lq:
             pattern = low.format(scale=scale)
             raise FileNotFoundError(f"{name} is not available: no images {pattern} in {root}")
+        gt = _partners(known, gt, lq)
         alone = sorted(gt.keys() ^ lq.keys())
         if alone:
             raise ValueError(f"{name} x{scale}: {len(alone)} images without a partner: {alone[:5]}")
-    if count is not None and len(gt) != count and not any_count:
-        raise ValueError(f"{name} has {len(gt)} images in {root}, expected {count}")
+    if count is not None and images != count and not any_count:
+        raise ValueError(f"{name} has {images} images in {root}, expected {count}")
     return [FilePair(key, gt[key], lq[key]) for key in sorted(gt)]
+
+
+def _partners(known: FolderSet, gt: dict[str, Path], lq: dict[str, Path]) -> dict[str, Path]:
+    """The clean files by the keys of their damaged files, and those without one by their own."""
+    if not known.shared:
+        return gt
+    clean = {key: key.partition("_")[0] for key in lq}
+    alone = gt.keys() - clean.values()
+    return {key: gt[name] for key, name in clean.items() if name in gt} | {k: gt[k] for k in alone}
 
 
 def lookup(name: str) -> FolderSet:
@@ -302,6 +332,7 @@ def _check_row(
     problems = []
     if known.count is not None and len(gt) != known.count:
         problems.append(f"{len(gt)} images, expected {known.count}")
+    images, gt = len(gt), _partners(known, gt, lq)
     if low:
         problems += [f"{gt[key]}: no damaged partner" for key in sorted(gt.keys() - lq.keys())]
         problems += [f"{lq[key]}: no clean partner" for key in sorted(lq.keys() - gt.keys())]
@@ -318,7 +349,7 @@ def _check_row(
         if isinstance(large, str) or isinstance(small, str) or _fits(large, small, scale):
             continue
         problems.append(f"{gt[key]}: {large} pixels, not {scale} x {small}")
-    return CheckRow(name, scale, None, len(gt), known.count, tuple(problems))
+    return CheckRow(name, scale, None, images, known.count, tuple(problems))
 
 
 def _fits(large: Sequence[int], small: Sequence[int], scale: int) -> bool:

@@ -23,6 +23,7 @@ from ir_peft.adapters import (
 )
 from ir_peft.adapters.adair import KINDS
 from ir_peft.backbones import create_backbone
+from ir_peft.data import degradations
 
 SMALL = {"depths": (1, 1, 1, 1), "refinement": 1, "dim": 8}
 
@@ -236,3 +237,16 @@ def test_a_place_that_does_not_exist(tiny, small):
         attach_adapter(small, "adair", position="gdfn", target_modules=r".*\.attn")
     with pytest.raises(TypeError, match="neither Linear nor Conv2d"):
         attach_adapter(small, "adair", target_modules=("norm1",))
+
+
+@pytest.mark.parametrize(
+    "task", [name for name, degradation in degradations.TASKS.items() if degradation.scale == 1]
+)
+def test_every_task_that_keeps_the_size(small, task):
+    """The network takes what the task's degradation gives and returns the clean image's size."""
+    gt = torch.rand(1, 3, 18, 23, generator=torch.Generator().manual_seed(2))
+    lq = degradations.TASKS[task](gt, torch.Generator().manual_seed(3))
+    assert lq.shape == gt.shape and not torch.equal(lq, gt)
+    attach_adapter(small, "adair")
+    out = small(lq)
+    assert out.shape == gt.shape and out.isfinite().all()

@@ -41,9 +41,10 @@ from .adapters import (
     unload,
 )
 from .backbones import create_backbone, list_backbones, load_backbone
-from .evaluate import evaluate
+from .evaluate import evaluate, evaluate_stereo
 from .inference import restore
 from .stereo import Stereo, load_stereo
+from .stereo_inference import restore_stereo
 from .train import train
 from .version import __version__
 
@@ -74,6 +75,7 @@ __all__ = [
     "data",
     "disable_adapters",
     "evaluate",
+    "evaluate_stereo",
     "from_peft_folder",
     "list_backbones",
     "load_adapter",
@@ -84,6 +86,7 @@ __all__ = [
     "per_sample",
     "print_trainable_parameters",
     "restore",
+    "restore_stereo",
     "save_adapter",
     "set_adapter",
     "to_peft_folder",

@@ -53,8 +53,13 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(command=_reproduce)
 
     command = commands.add_parser("restore", help="restore an image file")
-    command.add_argument("image", help="the damaged image: PNG, JPEG, WebP, TIFF, ...")
+    command.add_argument("image", nargs="+", help="the damaged image: PNG, JPEG, WebP, TIFF, ...")
     command.add_argument("-o", "--output", help="where to write; default: IMAGE_restored.png")
+    command.add_argument(
+        "--stereo",
+        action="store_true",
+        help="restore a pair: two images, left first, or one .mpo, or one with both side by side",
+    )
     command.add_argument(
         "--backbone", default="dat_light_x4", help="a bundled tag or a checkpoint file"
     )
@@ -150,10 +155,19 @@ def _reproduce(options: argparse.Namespace) -> None:
 
 
 def _restore(options: argparse.Namespace) -> None:
-    from . import adapters, backbones, devices, inference
+    from . import inference
     from .data import images
 
-    source = Path(options.image)
+    if options.stereo and options.task:
+        raise ValueError("--task is for single images: with --stereo name --backbone and --adapter")
+    if options.stereo:
+        _restore_stereo(options)
+        return
+    if len(options.image) > 1:
+        raise ValueError(
+            f"one image at a time, got {len(options.image)}; two views of a scene need --stereo"
+        )
+    source = Path(options.image[0])
     if source.is_dir():
         names = sorted(p.name for p in source.iterdir() if p.suffix.lower() in images.FORMATS)
         listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
@@ -162,24 +176,15 @@ def _restore(options: argparse.Namespace) -> None:
     target = (
         Path(options.output) if options.output else source.with_name(f"{source.stem}_restored.png")
     )
-    if target.exists() and not options.force:
-        raise FileExistsError(
-            f"{target} exists; name another with -o, or overwrite it with --force"
-        )
-    if target.suffix.lower() not in images.FORMATS:
-        raise ValueError(f"{target}: unknown image suffix; there are {', '.join(images.FORMATS)}")
-    device = devices.pick(options.device)
+    _check_target(target, options.force)
     image = images.read_image(source)
     if options.task:
         _take_task(options, image)
-    model = backbones.load_backbone(options.backbone)
-    if options.adapter:
-        adapters.load_adapter(model, options.adapter)
-    model.to(device)
+    model = _model(options)
     tile = "auto" if options.tile is None else options.tile
     overlap = 16 if tile == "auto" else min(16, tile // 2)
     strips = inference.restore_strips(
-        model.eval(),
+        model,
         image,
         tile=tile,
         overlap=overlap,
@@ -188,6 +193,55 @@ def _restore(options: argparse.Namespace) -> None:
     height, width = (model.scale * side for side in image.shape[1:])
     images.write_strips(target, strips, height, width)
     print(f"{target}: {width} x {height} pixels")
+
+
+def _restore_stereo(options: argparse.Namespace) -> None:
+    from . import stereo, stereo_inference
+    from .data import images
+
+    sources = [Path(image) for image in options.image]
+    if options.output:
+        base = Path(options.output)
+        targets = [base.with_stem(f"{base.stem}_{side}") for side in ("left", "right")]
+    elif len(sources) == 2:
+        targets = [source.with_name(f"{source.stem}_restored.png") for source in sources]
+    else:
+        base = sources[0].with_suffix(".png")
+        targets = [base.with_stem(f"{base.stem}_{side}_restored") for side in ("left", "right")]
+    if targets[0] == targets[1]:
+        raise ValueError(f"both views would be written to {targets[0]}: name a file with -o")
+    for target in targets:
+        _check_target(target, options.force)
+    pair = stereo_inference.read_pair(*sources)
+    rows = "auto" if options.tile is None else options.tile
+    overlap = 16 if rows == "auto" else min(16, rows // 2)
+    model = stereo.Stereo(_model(options))
+    views = stereo_inference.restore_stereo(model, pair, rows, overlap, options.self_ensemble)
+    for target, view in zip(targets, views, strict=True):
+        images.write_image(target, view)
+        print(f"{target}: {view.shape[2]} x {view.shape[1]} pixels")
+
+
+def _check_target(target: Path, force: bool) -> None:
+    from .data import images
+
+    if target.exists() and not force:
+        raise FileExistsError(
+            f"{target} exists; name another with -o, or overwrite it with --force"
+        )
+    if target.suffix.lower() not in images.FORMATS:
+        raise ValueError(f"{target}: unknown image suffix; there are {', '.join(images.FORMATS)}")
+
+
+def _model(options: argparse.Namespace):
+    """The backbone with its adapter, in eval mode on the device."""
+    from . import adapters, backbones, devices
+
+    device = devices.pick(options.device)
+    model = backbones.load_backbone(options.backbone)
+    if options.adapter:
+        adapters.load_adapter(model, options.adapter)
+    return model.to(device).eval()
 
 
 def _take_task(options: argparse.Namespace, image) -> None:
@@ -215,9 +269,10 @@ def _fetch(options: argparse.Namespace) -> None:
 
 
 def _data(options: argparse.Namespace) -> None:
-    from .data import folders
+    from .data import folders, stereo_check
 
-    print(folders.check(options.root))
+    singles = folders.check(options.root)
+    print(replace(singles, rows=singles.rows + stereo_check.check_stereo(options.root)))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ AUTO_MULTIPLE = 32  # Of the sides of smaller tiles; most windows divide it.
 def restore(
     model: Callable[[Tensor], Tensor],
     image: Tensor,
-    tile: int | str | None = None,
+    tile: int | tuple[int, int] | str | None = None,
     overlap: int = 16,
     self_ensemble: bool = False,
     batch_size: int = 1,
@@ -32,8 +32,9 @@ def restore(
         model: (B, 3, h, w) -> (B, 3, s*h, s*w) for any h, w: a backbone, which pads by itself
             to its `size_multiple`, or a function.
         image: (3, H, W) or (B, 3, H, W), floating point in [0, 1], H and W of at least 1.
-        tile: side of the tiles in pixels of `image`, best a multiple of `model.size_multiple`; None
-            takes the image as a whole, "auto" the smallest tiles that are as few as those of 256.
+        tile: side of the tiles, or (height, width), in pixels of `image`, best multiples of
+            `model.size_multiple`; None takes the image as a whole, "auto" the smallest tiles that
+            are as few as those of 256.
         overlap: pixels of `image` that neighbouring tiles share at least.
         self_ensemble: average over the 8 flips and transpositions (EDSR, arXiv 1707.02921) of each
             tile, so that it takes no more memory.
@@ -62,7 +63,7 @@ def restore(
 def restore_strips(
     model: Callable[[Tensor], Tensor],
     image: Tensor,
-    tile: int | str | None = "auto",
+    tile: int | tuple[int, int] | str | None = "auto",
     overlap: int = 16,
     self_ensemble: bool = False,
     batch_size: int = 1,
@@ -95,20 +96,25 @@ def restore_strips(
         raise ValueError(f"expected (3, H, W) or (B, 3, H, W), got {tuple(image.shape)}")
     if not _finite(image):
         raise ValueError("the image has NaN or infinite values")
+    size = tuple(image.shape[-2:])
     if tile == "auto":
-        side, overlap = AUTO_TILE, min(overlap, AUTO_TILE - 1)
+        sides, overlap = (AUTO_TILE, AUTO_TILE), min(overlap, AUTO_TILE - 1)
+    elif tile is None:
+        sides, overlap = size, 0
     else:
-        side, overlap = (max(image.shape[-2:]), 0) if tile is None else (tile, overlap)
-    if type(side) is not int or side < 1:
-        raise ValueError(f"tile={tile!r} must be a number of pixels, None or 'auto'")
-    if not 0 <= overlap < side:
-        raise ValueError(f"overlap={overlap} must be at least 0 and less than the tile, {side}")
+        sides = tile if isinstance(tile, tuple) else (tile, tile)
+    if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
+        raise ValueError(f"tile={tile!r} must be a number of pixels or two, None or 'auto'")
+    if not 0 <= overlap < min(sides):
+        raise ValueError(
+            f"overlap={overlap} must be at least 0 and less than the tile, {min(sides)}"
+        )
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1")
-    h, w = (min(side, length) for length in image.shape[-2:])
+    h, w = (min(side, length) for side, length in zip(sides, size, strict=True))
     if tile == "auto":
         multiple = math.lcm(getattr(model, "size_multiple", 1), AUTO_MULTIPLE)
-        h, w = (_even(n, side, overlap, multiple) for n in image.shape[-2:])
+        h, w = (_even(length, AUTO_TILE, overlap, multiple) for length in size)
     return _strips(model, image.detach(), h, w, overlap, self_ensemble, batch_size)
 
 

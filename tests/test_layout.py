@@ -31,7 +31,8 @@ ARROWS = {
     "devices": set(),
     "version": set(),
     "inference": set(),
-    "evaluate": {"metrics", "inference"},
+    "stereo_inference": {"data", "inference"},
+    "evaluate": {"metrics", "inference", "stereo_inference"},
     "similarity": {"adapters", "inference"},
     "estimator": {"data", "files"},
     "restorers": {"estimator", "names"},
@@ -70,6 +71,8 @@ ARROWS = {
         "pretrain",
         "reproduce",
         "restorers",
+        "stereo",
+        "stereo_inference",
     },
 }
 

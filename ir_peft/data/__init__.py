@@ -3,7 +3,8 @@
 Each module stands alone: `photos` (training pack and test sets), `images` (files and tensors),
 `deadleaves` (endless synthetic images), `degradations` (seeded objects, and the tasks), `patches`
 (training patches and test pairs), `folders` and `folder_pairs` (published data sets in the
-user's folder).
+user's folder); for stereo `stereo` (made-up training pairs), `stereo_photos` (photographed test
+pairs), `stereo_folders` and `stereo_check` (published pairs).
 """
 
 from ir_peft.data import (
@@ -14,6 +15,10 @@ from ir_peft.data import (
     images,
     patches,
     photos,
+    stereo,
+    stereo_check,
+    stereo_folders,
+    stereo_photos,
 )
 from ir_peft.data.images import read_image, write_image
 
@@ -26,5 +31,9 @@ __all__ = [
     "patches",
     "photos",
     "read_image",
+    "stereo",
+    "stereo_check",
+    "stereo_folders",
+    "stereo_photos",
     "write_image",
 ]

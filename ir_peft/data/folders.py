@@ -281,12 +281,12 @@ class Check:
     """One row a set and scale."""
 
     def __str__(self) -> str:
-        lines = [f"{'set':12} {'scale':>5} {'found':>6} {'expected':>8}  state ({self.root})"]
+        lines = [f"{'set':18} {'scale':>5} {'found':>6} {'expected':>8}  state ({self.root})"]
         for row in self.rows:
             state = f"not available: no {row.missing}" if row.missing else "ok"
             state = f"{len(row.problems)} problem(s)" if row.problems else state
             expected = "?" if row.expected is None else row.expected
-            lines.append(f"{row.name:12} {row.scale:>5} {row.found:>6} {expected:>8}  {state}")
+            lines.append(f"{row.name:18} {row.scale:>5} {row.found:>6} {expected:>8}  {state}")
             lines += [f"    {problem}" for problem in row.problems[:5]]
             if len(row.problems) > 5:
                 lines.append(f"    ... and {len(row.problems) - 5} more")

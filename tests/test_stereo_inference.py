@@ -1,0 +1,201 @@
+"""Stereo pairs in strips, in files, from the command line, and scored by the protocol."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torch import nn
+
+import ir_peft
+from ir_peft.adapters.core import adapter_parts
+from ir_peft.cli import main
+from ir_peft.data import write_image
+from ir_peft.evaluate import evaluate_stereo
+from ir_peft.stereo_inference import read_pair, restore_stereo
+
+
+def pair(h=24, w=40, seed=0, batch=()):
+    return torch.rand(*batch, 2, 3, h, w, generator=torch.Generator().manual_seed(seed))
+
+
+class RowMean(nn.Module):
+    """Enlarges by 2; each view gets the means of the other's rows: what needs the whole width."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def forward(self, x):
+        self.calls.append((tuple(x.shape), self.training))
+        other = x.flip(1).mean(-1, keepdim=True)
+        return (0.5 * x + 0.5 * other).repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+
+# ---------------------------------------------------------------- strips
+
+
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_strips_of_whole_rows_give_the_whole(batch):
+    model, x = RowMean().train(), pair(batch=batch)
+    whole = restore_stereo(model, x)
+    assert whole.shape == (*batch, 2, 3, 48, 80)
+    torch.testing.assert_close(whole, model(x if batch else x[None]).view(whole.shape))
+    model.calls.clear()
+    strips = restore_stereo(model, x, rows=10, overlap=4)
+    torch.testing.assert_close(strips, whole)
+    assert {shape for shape, _ in model.calls} == {(1, 2, 3, 10, 40)}
+    assert not any(training for _, training in model.calls) and model.training
+
+
+def test_automatic_strips_are_as_large_as_a_tile():
+    model = RowMean()
+    restore_stereo(model, pair(h=200, w=600), "auto")
+    assert {shape for shape, _ in model.calls} == {(1, 2, 3, 96, 600)}
+    model.calls.clear()
+    restore_stereo(model, pair(h=48, w=600), "auto")
+    assert {shape for shape, _ in model.calls} == {(1, 2, 3, 48, 600)}
+
+
+def test_self_ensemble_exchanges_the_views_where_it_mirrors():
+    class OnlyLeft(nn.Module):
+        """Brightens what it takes for the left view, at its left border."""
+
+        def forward(self, x):
+            x = x.clone()
+            x[:, 0, :, :, :4] += 0.5
+            return x
+
+    x = 0.2 * pair()
+    out = restore_stereo(OnlyLeft(), x, self_ensemble=True)
+    expected = x.clone()
+    expected[0, :, :, :4] += 0.25  # Two of four passes each.
+    expected[1, :, :, -4:] += 0.25
+    torch.testing.assert_close(out, expected)
+    symmetric = restore_stereo(RowMean(), x, self_ensemble=True)
+    torch.testing.assert_close(symmetric, restore_stereo(RowMean(), x))
+
+
+def test_what_is_no_pair_is_refused():
+    for wrong in (torch.rand(3, 8, 8), torch.rand(3, 3, 8, 8), "image"):
+        with pytest.raises(ValueError, match="expected a pair"):
+            restore_stereo(RowMean(), wrong)
+    with pytest.raises(ValueError, match="overlap=9"):
+        restore_stereo(RowMean(), pair(), rows=8, overlap=9)
+    with pytest.raises(ValueError, match="NaN"):
+        restore_stereo(RowMean(), pair() * math.nan)
+
+
+# ---------------------------------------------------------------- scores
+
+
+def test_scores_are_scikit_images():
+    gt = pair(24, 160, seed=1)
+    lq = gt[..., ::2, ::2]
+
+    def enlarge(x):
+        return x.repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+    (row,) = evaluate_stereo(enlarge, [("noise", lq, gt)], progress=False)
+    views = [
+        (z.permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8) for z in (enlarge(lq), gt)
+    ]
+    left, right = zip(*views, strict=True)
+
+    def both(a, b):
+        ssim = structural_similarity(a, b, channel_axis=2, data_range=255)
+        return {"psnr": peak_signal_noise_ratio(b, a), "ssim": ssim}
+
+    scores = {"left": both(*left), "right": both(*right)}
+    scores["left64"] = both(*(v[:, 64:] for v in left))
+    for measure in ("psnr", "ssim"):
+        for name, value in scores.items():
+            assert row[f"{measure}_{name}"] == pytest.approx(value[measure], abs=1e-9)
+        mean = (scores["left"][measure] + scores["right"][measure]) / 2
+        assert row[f"{measure}_mean"] == pytest.approx(mean, abs=1e-9)
+    assert row["image"] == "noise" and row["seconds"] > 0
+    # The right view's first columns do not count in left64.
+    changed = gt.clone()
+    changed[0, :, :, :64] = 0
+    (other,) = evaluate_stereo(enlarge, [("noise", lq, changed)], progress=False)
+    assert other["psnr_left64"] == row["psnr_left64"] and other["psnr_left"] < row["psnr_left"]
+
+
+def test_a_failing_pair_is_an_error_that_names_it():
+    good = ("good", pair(8, 80), pair(8, 80))
+    for bad, match in [
+        (pair(8, 80) * math.nan, "pair 'bad': the image has NaN"),
+        (pair(9, 80), "pair 'bad': restored to"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            evaluate_stereo(lambda x: x, [good, ("bad", bad, pair(8, 80))], progress=False)
+    with pytest.raises(ValueError, match="no stereo pairs"):
+        evaluate_stereo(lambda x: x, [])
+
+
+# ---------------------------------------------------------------- files
+
+
+def test_pairs_from_two_files_one_file_and_a_3d_camera(tmp_path):
+    views = (pair() * 255).round() / 255
+    write_image(tmp_path / "l.png", views[0])
+    write_image(tmp_path / "r.png", views[1])
+    assert torch.equal(read_pair(tmp_path / "l.png", tmp_path / "r.png"), views)
+    write_image(tmp_path / "both.png", torch.cat([views[0], views[1]], dim=-1))
+    assert torch.equal(read_pair(tmp_path / "both.png"), views)
+    smooth = [Image.new("RGB", (40, 24), colour) for colour in ("orange", "navy")]
+    smooth[0].save(tmp_path / "p.mpo", save_all=True, append_images=smooth[1:])
+    left, right = read_pair(tmp_path / "p.mpo")
+    assert left.mean((1, 2)).mul(255).round().tolist() == pytest.approx([255, 165, 0], abs=2)
+    assert right.mean((1, 2)).mul(255).round().tolist() == pytest.approx([0, 0, 128], abs=2)
+
+
+def test_no_pairs_in_files(tmp_path):
+    write_image(tmp_path / "odd.png", torch.rand(3, 8, 9))
+    write_image(tmp_path / "small.png", torch.rand(3, 8, 8))
+    with pytest.raises(ValueError, match="no two views"):
+        read_pair(tmp_path / "odd.png")
+    with pytest.raises(ValueError, match=r"differ in size, \(8, 9\) and \(8, 8\)"):
+        read_pair(tmp_path / "odd.png", tmp_path / "small.png")
+    with pytest.raises(FileNotFoundError, match="small.png"):
+        read_pair(tmp_path / "smal.png", tmp_path / "small.png")
+    with pytest.raises(ValueError, match="one file or two"):
+        read_pair("a", "b", "c")
+
+
+# ---------------------------------------------------------------- command line
+
+
+@pytest.fixture
+def files(tmp_path):
+    for side, view in zip("lr", pair(12, 20), strict=True):
+        write_image(tmp_path / f"{side}.png", view)
+    return [str(tmp_path / "l.png"), str(tmp_path / "r.png")]
+
+
+def test_restoring_a_pair_with_a_stereo_adapter(files, tmp_path, capsys):
+    model = ir_peft.load_backbone("dat_light_x4")
+    ir_peft.attach_adapter(model, "asteisr", seed=0)
+    with torch.no_grad():
+        for adapter in adapter_parts(model, "default").adapters.values():
+            for name in ("beta", "gamma"):
+                if hasattr(adapter, name):
+                    getattr(adapter, name).fill_(0.05)
+    ir_peft.save_adapter(model, tmp_path / "adapter")
+    words = ["restore", "--stereo", *files, "--adapter", str(tmp_path / "adapter")]
+    assert main(words) == 0
+    assert "r_restored.png: 80 x 48" in capsys.readouterr().out
+    expected = restore_stereo(ir_peft.Stereo(model), read_pair(*files))
+    written = read_pair(tmp_path / "l_restored.png", tmp_path / "r_restored.png")
+    assert (written - expected).abs().max() < 0.51 / 255
+    assert main(words) == 2  # Nothing is overwritten by accident.
+    assert "l_restored.png exists" in capsys.readouterr().err
+    assert main([*words, "--tile", "8", "-o", str(tmp_path / "out.png")]) == 0
+    assert (tmp_path / "out_left.png").is_file() and (tmp_path / "out_right.png").is_file()
+    one = ["restore", files[0], "-o", str(tmp_path / "one.png")]
+    assert main([*one, "--adapter", str(tmp_path / "adapter")]) == 2
+    assert "needs both views" in capsys.readouterr().err
+    assert main(["restore", *files]) == 2
+    assert "two views of a scene need --stereo" in capsys.readouterr().err

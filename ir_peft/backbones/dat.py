@@ -49,7 +49,8 @@ class SpatialGate(nn.Module):
         """(B, H, W, 2C) -> (B, H, W, C)."""
         kinds = type(self.norm), type(self.conv)
         trained = any(p.requires_grad for p in self.parameters()) or kinds != (nn.LayerNorm, Conv2d)
-        eager = not (torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type))
+        plain = x.is_meta or torch.compiler.is_compiling()  # The meta device knows no autocast.
+        eager = not (plain or torch.is_autocast_enabled(x.device.type))
         if eager and x.requires_grad and not trained:
             return FrozenSpatialGate.apply(x, self.norm, self.conv)
         x1, x2 = F.gelu(x).chunk(2, dim=-1)

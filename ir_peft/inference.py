@@ -104,7 +104,9 @@ def restore_strips(
     else:
         sides = tile if isinstance(tile, tuple) else (tile, tile)
     if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
-        raise ValueError(f"tile={tile!r} must be a number of pixels or two, None or 'auto'")
+        raise ValueError(
+            f"tile={tile!r} must be a number of pixels, None or 'auto', or two numbers"
+        )
     if not 0 <= overlap < min(sides):
         raise ValueError(
             f"overlap={overlap} must be at least 0 and less than the tile, {min(sides)}"

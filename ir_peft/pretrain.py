@@ -308,6 +308,7 @@ def card_markdown(card: dict[str, Any]) -> str:
     ]
     tasks = [f"- `{name}`: `{text}`" for name, text in recipe["tasks"].items()]
     start = f", from the weights of `{recipe['start']}`" if recipe["start"] else ""
+    precision = "float32" if recipe["precision"] == "no" else recipe["precision"]
     commit = (card["git"]["commit"] or "no commit")[:8] + (
         " with changes" if card["git"]["dirty"] else ""
     )
@@ -321,7 +322,7 @@ def card_markdown(card: dict[str, Any]) -> str:
         "",
         f"{recipe['steps']} steps of {recipe['batch_size']} patches of {recipe['lq_size']} x "
         f"{recipe['lq_size']} degraded pixels{start}; AdamW at {recipe['lr']:g} with cosine decay, "
-        f"weight average {recipe['ema']}, {recipe['precision']} precision, seed {card['seed']}.",
+        f"weight average {recipe['ema']}, {precision}, seed {card['seed']}.",
         "",
         "**Tasks.**",
         "",

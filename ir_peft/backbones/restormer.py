@@ -12,7 +12,6 @@ channels-last memory: everything but the norms is a convolution.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .gates import GeluGate

@@ -45,7 +45,7 @@ PREFIXES = ("module.", "net.")
 
 def list_backbones() -> list[str]:
     """Names for `create_backbone`, then the bundled tags for `load_backbone`."""
-    return [*BACKBONES, *_tags()]
+    return list(dict.fromkeys([*BACKBONES, *_tags()]))
 
 
 def create_backbone(name: str, *, scale: int | None = None, **overrides) -> nn.Module:

@@ -20,7 +20,12 @@ def git_state(root: Path) -> dict[str, Any]:
         done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)
         return done.stdout.strip() if done.returncode == 0 else None
 
-    outputs = (":!results", ":!ir_peft/weights/adapters", ":!notebooks/*.ipynb")
+    outputs = (
+        ":!results",
+        ":!ir_peft/weights/adapters",
+        ":!ir_peft/weights/backbones/*.md",
+        ":!notebooks/*.ipynb",
+    )
     changes = git("status", "--porcelain", "--", ".", *outputs)
     return {"commit": git("rev-parse", "HEAD"), "dirty": changes is None or changes != ""}
 

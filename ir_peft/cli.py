@@ -84,6 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--steps", type=int, help="optimiser steps; default: the recipe's")
     command.add_argument("--seed", type=int, default=0, help="default: 0")
     command.add_argument("--out", help="folder of the weights and the card; default: runs/pretrain")
+    command.add_argument(
+        "--restart", action="store_true", help="start over instead of resuming at the checkpoint"
+    )
     command.set_defaults(command=_pretrain)
 
     command = commands.add_parser("fetch", help="fetch test photographs into the cache")
@@ -257,7 +260,13 @@ def _take_task(options: argparse.Namespace, image) -> None:
 def _pretrain(options: argparse.Namespace) -> None:
     from . import pretrain
 
-    card = pretrain.pretrain(options.tag, steps=options.steps, seed=options.seed, out=options.out)
+    card = pretrain.pretrain(
+        options.tag,
+        steps=options.steps,
+        seed=options.seed,
+        out=options.out,
+        resume=not options.restart,
+    )
     print(pretrain.card_markdown(card))
 
 

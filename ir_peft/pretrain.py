@@ -10,6 +10,7 @@ what, how long, and how well it does on validation photographs beside doing noth
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
@@ -22,6 +23,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from . import backbones
+from .cards import CARD_CROP, card_markdown, index_markdown
 from .data import degradations, patches, photos
 from .data.degradations import (
     Bicubic,
@@ -48,8 +50,8 @@ SINGLES: dict[str, Degradation] = {
 SELF_SUPERVISED = OneOf(*SINGLES.values())
 """AdaIR's phase 1 as we read it: one synthetic degradation for each image, drawn uniformly."""
 
-CROP, CARD_CROP = 96, 288
-"""Sides in pixels of the centre crops that are restored during training, and for the card."""
+CROP = 96
+"""Side in pixels of the centre crops that are restored during training; the card has larger."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Recipe:
     start: str | None = None
     """Tag of the backbone whose weights the run starts from, wherever keys and shapes agree."""
     steps: int = 10_000
-    """Optimiser steps."""
+    """Optimiser steps; the shorter recipes are what two busy cores did in an hour."""
     batch_size: int = 8
     """Patches a step."""
     lq_size: int = 48
@@ -111,6 +113,7 @@ _SR = Recipe(
     "DF2K and ImageNet are replaced; it begins near the identity.",
     tasks={"sr2": Bicubic(2)},
     tests=("sr2",),
+    steps=4_000,
     batch_size=4,
     lq_size=32,
     precision="no",
@@ -125,13 +128,19 @@ RECIPES: dict[str, Recipe] = {
             for name in ("sr2", "sr3", "sr4", "derain_light", "denoise30", "denoise50")
         },
         tests=("sr2", "sr3", "sr4", "derain_light", "denoise30", "denoise50"),
+        steps=5_000,
         batch_size=6,
         precision="no",
     ),
     "restormer_mini": _RESTORMER,
     "hat_mini_x2": _SR,
     "hat_mini_x4": replace(
-        _SR, scale=4, start="hat_mini_x2", tasks={"sr4": Bicubic(4)}, tests=("sr4",)
+        _SR,
+        scale=4,
+        start="hat_mini_x2",
+        steps=2_000,
+        tasks={"sr4": Bicubic(4)},
+        tests=("sr4",),
     ),
     # Short runs, so the average of the weights is short as well: else it keeps the random start.
     **{
@@ -150,6 +159,7 @@ def pretrain(
     steps: int | None = None,
     seed: int = 0,
     out: str | Path | None = None,
+    resume: bool = True,
     root: str | Path = ".",
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -162,6 +172,7 @@ def pretrain(
         out: where `<tag>.safetensors`, `<tag>.json` and the card `<tag>.md` go, with `_s<seed>`
             unless the seed is 0; None takes `runs/pretrain`. `load_backbone` finds a file by its
             path, and by its tag in `ir_peft/weights/backbones`.
+        resume: continue from the checkpoint of this tag and seed; False starts over.
         root: the checkout whose `runs/pretrain` holds the checkpoints.
         progress: show a progress bar.
 
@@ -181,7 +192,12 @@ def pretrain(
     name = f"{tag}_s{seed}" if seed else tag
     folder = root / "runs" / "pretrain"
     out = folder if out is None else Path(out)
-    git = git_state(root)
+    if recipe.steps < 1:
+        raise ValueError(f"steps={recipe.steps} must be at least 1")
+    out.mkdir(parents=True, exist_ok=True)  # An impossible folder shows here, not hours later.
+    if not os.access(out, os.W_OK):
+        raise PermissionError(f"{out} cannot be written")
+    commits = _commits(folder / name / "commits.json", git_state(root), resume)
     model = initial_model(recipe, seed, out)
     data = patches.TaskPatches(
         photos.train_photos(),
@@ -211,6 +227,7 @@ def pretrain(
         validate=partial(validate, tests=recipe.tests, crop=CROP),
         validate_every=max(1, recipe.steps // 10),
         before_step=switch and (lambda step: switch(data.task(step))),
+        resume=resume,
         seed=seed,
         progress=progress,
     )
@@ -228,7 +245,8 @@ def pretrain(
         "curve": result.curve,
         "seconds": result.seconds,
         "peak_memory": {"bytes": result.peak_memory_bytes, "what": result.memory_kind},
-        "git": git,
+        "git": commits[0],
+        "resumed_at": commits[1:],
         "versions": versions(),
         "device": device_name(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -243,8 +261,18 @@ def pretrain(
     write_bytes(out / f"{name}.safetensors", save(state, metadata))
     write_text(out / f"{name}.md", card_markdown(card))
     write_text(out / f"{name}.json", json.dumps(card, indent=1) + "\n")
-    write_text(out / "README.md", index_markdown(out))
+    if out.resolve() == backbones.WEIGHTS:
+        write_text(out / "README.md", index_markdown(out))
     return card
+
+
+def _commits(file: Path, now: dict[str, Any], resume: bool) -> list[dict[str, Any]]:
+    """The commits that a run was trained with, the first of them where it began."""
+    commits = json.loads(file.read_text(encoding="utf-8")) if resume and file.exists() else []
+    if now not in commits:
+        commits.append(now)
+        write_text(file, json.dumps(commits) + "\n")
+    return commits
 
 
 def initial_model(recipe: Recipe, seed: int, out: Path) -> nn.Module:
@@ -296,82 +324,6 @@ def scores(model: nn.Module, tests: tuple[str, ...], crop: int) -> dict[str, dic
 def validate(model: nn.Module, tests: tuple[str, ...], crop: int) -> dict[str, float]:
     """PSNR of each task, for the training curve."""
     return {name: row["model"] for name, row in scores(model, tests, crop).items()}
-
-
-def card_markdown(card: dict[str, Any]) -> str:
-    """The card of a pretrained backbone, for people."""
-    recipe = card["recipe"]
-    rows = [
-        f"| {name} | {row['model']:.2f} | {row['baseline']:.2f} ({row['what']}) "
-        f"| {row['model'] - row['baseline']:+.2f} |"
-        for name, row in card["validation"].items()
-    ]
-    tasks = [f"- `{name}`: `{text}`" for name, text in recipe["tasks"].items()]
-    start = f", from the weights of `{recipe['start']}`" if recipe["start"] else ""
-    precision = "float32" if recipe["precision"] == "no" else recipe["precision"]
-    commit = (card["git"]["commit"] or "no commit")[:8] + (
-        " with changes" if card["git"]["dirty"] else ""
-    )
-    lines = [
-        f"# {card['tag']}",
-        "",
-        f"`{recipe['backbone']}`, {card['parameters']:,} parameters: a small sibling for laptops, "
-        "not the published model.",
-        "",
-        f"**Recipe.** {recipe['source']}",
-        "",
-        f"{recipe['steps']} steps of {recipe['batch_size']} patches of {recipe['lq_size']} x "
-        f"{recipe['lq_size']} degraded pixels{start}; AdamW at {recipe['lr']:g} with cosine decay, "
-        f"weight average {recipe['ema']}, {precision}, seed {card['seed']}.",
-        "",
-        "**Tasks.**",
-        "",
-        *tasks,
-        "",
-        f"**Data.** Photographs {', '.join(card['training_photographs'])} of the training pack "
-        f"(see its ATTRIBUTION.md); {recipe['deadleaves_share']:.0%} of the patches are synthetic "
-        "dead leaves.",
-        "",
-        f"**Cost.** {card['seconds'] / 60:.0f} minutes of training steps on {card['device']} "
-        "(other work may have shared the processor), peak memory "
-        f"{card['peak_memory']['bytes'] / 2**30:.1f} GiB.",
-        "",
-        f"**Validation** on {' and '.join(card['validation_photographs'])}, never trained on. "
-        f"{card['metric']}.",
-        "",
-        "| task | this model | doing nothing | gain |",
-        "|---|---|---|---|",
-        *rows,
-        "",
-        f"Commit {commit}, torch {card['versions']['torch']}, {card['date'][:10]}. Apache-2.0.",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def index_markdown(folder: Path) -> str:
-    """One table of all cards in a folder."""
-    lines = [
-        "# Pretrained small backbones",
-        "",
-        "Trained by this project (`ir-peft pretrain TAG`) for laptops; not the published models.",
-        f"PSNR in dB on RGB, mean over centre crops of {CARD_CROP} pixels of the two validation",
-        "photographs, beside bicubic enlargement or the damaged image itself. Each name links to",
-        "its card. DAT-light is by its authors ([NOTICE](../NOTICE)).",
-        "",
-        "| backbone | parameters | steps | task | PSNR | doing nothing | gain |",
-        "|---|---:|---:|---|---:|---:|---:|",
-    ]
-    for path in sorted(folder.glob("*.json")):
-        card = json.loads(path.read_text(encoding="utf-8"))
-        first = f"[{card['tag']}]({card['tag']}.md) | {card['parameters']:,}"
-        head = f"| {first} | {card['recipe']['steps']:,} |"
-        for task, row in card["validation"].items():
-            gain = row["model"] - row["baseline"]
-            numbers = f"{row['model']:.2f} | {row['baseline']:.2f} | {gain:+.2f} |"
-            lines.append(f"{head} {task} | {numbers}")
-            head = "| | | |"
-    return "\n".join([*lines, ""])
 
 
 def _mean(rows: list[dict]) -> float:

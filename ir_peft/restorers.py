@@ -22,26 +22,21 @@ class Restorer(NamedTuple):
     """For `load_adapter`; None is the backbone alone."""
 
 
-def _adair(task: str) -> Restorer:
-    return Restorer("restormer_mini", f"adair/multitask/{task}-adair")
-
+_BASE = Restorer("restormer_mini", None)
+"""Pretrained on noise, blur, rain and enlarged images, of any strength: it restores them alone."""
 
 RESTORERS: dict[str, Restorer] = {
-    "denoise": _adair("denoise25"),
-    "denoise15": _adair("denoise15"),
-    "denoise25": _adair("denoise25"),
-    "denoise50": _adair("denoise50"),
-    "derain": _adair("derain_light"),
-    "derain_light": _adair("derain_light"),
-    "derain_heavy": _adair("derain_heavy"),
-    "deblur": _adair("gaussian_deblur"),
-    "gaussian_deblur": _adair("gaussian_deblur"),
-    "motion_deblur": _adair("motion_deblur"),
-    "sharpen": _adair("sr4_same_size"),
-    "sr4_same_size": _adair("sr4_same_size"),
-    "jpeg": _adair("jpeg"),
-    "low_light": _adair("low_light"),
-    "haze": _adair("haze"),
+    "denoise": _BASE,
+    "denoise15": _BASE,
+    "denoise25": _BASE,
+    "denoise50": _BASE,
+    "derain": _BASE,
+    "derain_light": _BASE,
+    "derain_heavy": _BASE,
+    "deblur": _BASE,
+    "gaussian_deblur": _BASE,
+    "sharpen": _BASE,
+    "sr4_same_size": _BASE,
     "sr4": Restorer("dat_light_x4", None),
     "lr4_noise30": Restorer("dat_light_x4", "adaptir/lr4_noise30-adaptir_tail"),
     "lr4_jpeg30": Restorer("dat_light_x4", "adaptir/lr4_jpeg30-adaptir_tail"),

@@ -1,7 +1,9 @@
 # ---
 # jupyter:
 #   jupytext:
+#     cell_metadata_filter: tags,-all
 #     formats: ipynb,py:percent
+#     notebook_metadata_filter: kernelspec,jupytext,-jupytext.text_representation.jupytext_version
 #     text_representation:
 #       extension: .py
 #       format_name: percent
@@ -41,6 +43,7 @@ photo: str = "coffee"  # fed to the networks: astronaut, chelsea, coffee, rocket
 seed: int = 0  # of random weights
 
 # %%
+import io
 import math
 import re
 import warnings
@@ -982,7 +985,7 @@ class Trap:
         self.path = path
 
     def __reduce__(self):
-        return open, (str(self.path), "w")
+        return io.open, (str(self.path), "w")
 
 
 sprung = WORK / "sprung"

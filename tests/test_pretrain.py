@@ -156,5 +156,39 @@ def test_shipped_backbones_fit_their_cards(path):
     assert path.with_suffix(".md").read_text() == pretrain.card_markdown(card)
     assert path.with_suffix(".safetensors").stat().st_size <= 6e6
     assert not card["git"]["dirty"]
+    recipe = pretrain.RECIPES[path.stem]
+    for key in ("backbone", "steps", "batch_size", "lq_size", "lr", "precision", "start"):
+        assert card["recipe"][key] == getattr(recipe, key), f"`ir-peft pretrain` has another {key}"
     for name, row in card["validation"].items():
         assert row["model"] > row["baseline"], f"{name}: worse than doing nothing"
+    again = pretrain.scores(model, recipe.tests[-1:], crop=pretrain.CARD_CROP)
+    name, row = again.popitem()
+    assert row["model"] == pytest.approx(card["validation"][name]["model"], abs=0.01)
+
+
+def test_a_folder_keeps_its_own_files(recipes, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("README.md", "package.json"):
+        (out / name).write_text('"mine"')
+    run("hat_mini_x2", tmp_path)
+    assert {(out / name).read_text() for name in ("README.md", "package.json")} == {'"mine"'}
+
+
+def test_the_card_names_the_commit_that_trained(recipes, tmp_path, monkeypatch):
+    states = [{"commit": letter * 40, "dirty": False} for letter in "ab"]
+    for state in states:
+        monkeypatch.setattr(pretrain, "git_state", lambda root, state=state: state)
+        card = run("hat_mini_x2", tmp_path)
+    assert (card["git"], card["resumed_at"]) == (states[0], states[1:])
+    card = run("hat_mini_x2", tmp_path, resume=False)
+    assert (card["git"], card["resumed_at"]) == (states[1], [])
+
+
+def test_bad_arguments_stop_before_training(recipes, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(FileExistsError):
+        run("hat_mini_x2", tmp_path)
+    with pytest.raises(ValueError, match="steps=0 must be at least 1"):
+        run("hat_mini_x2", tmp_path, steps=0)
+    assert not (tmp_path / "runs").exists()

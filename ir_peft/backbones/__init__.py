@@ -35,6 +35,8 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "hat_mini": hat.hat_mini,
     "restormer_mini": restormer.restormer_mini,
 }
+GARBLED = (ValueError, LookupError, TypeError, AttributeError)
+"""What the restricted unpickler raises on bytes that are no pickle, besides its own error."""
 FAMILIES = (dat, ipt, edt, hat, restormer)
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights" / "backbones"
 CONTAINERS = (
@@ -141,7 +143,7 @@ def read_state_dict(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             f"{path} is refused: it is no checkpoint of tensors alone, but a damaged or foreign "
             "file, or a pickle that could run code when opened"
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
+    except (SafetensorError, RuntimeError, EOFError, OSError, *GARBLED) as error:
         reason = textwrap.shorten(str(error), 120, placeholder="...") or "it has no end"
         raise ValueError(
             f"{path} cannot be read as a checkpoint: it is cut off, damaged or of another kind, "

@@ -218,3 +218,10 @@ def test_metadata_that_the_tensors_contradict(tmp_path):
     save_file(state, path, {"architecture": "dat", "scale": "2"})
     with pytest.raises(ValueError, match="holds a dat_light x2, not a dat x2"):
         load_backbone(path)
+
+
+@pytest.mark.parametrize("content", [b"hello world", b"abc", b"\x80\x02x", b"{}"])
+def test_bytes_that_are_no_checkpoint(content, tmp_path):
+    (tmp_path / "a.pth").write_bytes(content)
+    with pytest.raises(ValueError, match="a.pth"):
+        load_backbone(tmp_path / "a.pth")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .backbones import WEIGHTS
+from .backbones import bundled_tags
 from .experiments import Profile, Spec, folders, load_specs, run
 from .files import atomic_path
 from .names import did_you_mean
@@ -84,7 +84,7 @@ def ready(specs: list[Spec], profile: Profile, root: Path) -> list[Spec]:
 
 
 def _has_weights(backbone: str) -> bool:
-    return (WEIGHTS / f"{backbone}.safetensors").exists() or Path(backbone).is_file()
+    return backbone in bundled_tags() or Path(backbone).is_file()
 
 
 def run_all(specs: list, profile: Profile, root: str | Path = ".") -> list[dict]:

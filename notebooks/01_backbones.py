@@ -62,7 +62,7 @@ warnings.filterwarnings("ignore", message="IProgress not found")  # Progress bar
 
 import ir_peft
 from ir_peft import adapters, architecture_plots, plots
-from ir_peft.backbones import BACKBONES, hat, ipt
+from ir_peft.backbones import BACKBONES, bundled_tags, hat, ipt
 from ir_peft.data import photos
 from ir_peft.experiments import PROFILES
 
@@ -128,7 +128,7 @@ LABORATORY = {
     "DAT": ("dat_light", {}),
 }
 TAGS = {}  # family -> the bundled weights with the largest scale
-for tag in ir_peft.list_backbones()[len(BACKBONES) :]:
+for tag in bundled_tags():
     one = ir_peft.load_backbone(tag)
     family = type(one).__name__
     if family in LABORATORY and one.scale >= TAGS.get(family, ("", 0))[1]:

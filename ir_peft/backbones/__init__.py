@@ -47,7 +47,7 @@ PREFIXES = ("module.", "net.")
 
 def list_backbones() -> list[str]:
     """Names for `create_backbone`, then the bundled tags for `load_backbone`."""
-    return list(dict.fromkeys([*BACKBONES, *_tags()]))
+    return list(dict.fromkeys([*BACKBONES, *bundled_tags()]))
 
 
 def create_backbone(name: str, *, scale: int | None = None, **overrides) -> nn.Module:
@@ -63,7 +63,7 @@ def create_backbone(name: str, *, scale: int | None = None, **overrides) -> nn.M
         TypeError: the backbone has no such argument.
     """
     if name not in BACKBONES:
-        hint = f"; its weights come with load_backbone({name!r})" if name in _tags() else ""
+        hint = f"; its weights come with load_backbone({name!r})" if name in bundled_tags() else ""
         raise ValueError(_unknown("architecture", name, BACKBONES) + hint)
     builder = BACKBONES[name]
     arguments = inspect.signature(inspect.signature(builder, eval_str=True).return_annotation)
@@ -94,16 +94,17 @@ def load_backbone(name_or_path: str | Path, *, name: str | None = None) -> nn.Mo
             purpose, missing, extra or ill-shaped tensors, NaN weights, metadata that the tensors
             contradict.
     """
-    path = (
-        WEIGHTS / f"{name_or_path}.safetensors" if name_or_path in _tags() else Path(name_or_path)
-    )
+    bundled = bundled_tags()
+    path = Path(name_or_path)
+    if name_or_path in bundled:
+        path = WEIGHTS / f"{name_or_path}.safetensors"
     if not path.is_file():
         hint = (
             f" create_backbone({name_or_path!r}) has random weights."
             if name_or_path in BACKBONES
             else ""
         )
-        raise FileNotFoundError(_unknown("bundled tag or file", str(name_or_path), _tags()) + hint)
+        raise FileNotFoundError(_unknown("bundled tag or file", str(name_or_path), bundled) + hint)
     if name is not None and name not in BACKBONES:
         raise ValueError(_unknown("architecture", name, BACKBONES))
     state, metadata = read_state_dict(path)
@@ -201,7 +202,8 @@ def _detect(state: dict[str, Tensor]):
     return None, None, None
 
 
-def _tags() -> list[str]:
+def bundled_tags() -> list[str]:
+    """Names of the weights that come with the package, for `load_backbone`."""
     return sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
 
 

@@ -70,9 +70,10 @@ def test_peak_is_what_a_run_takes():
 def test_profile_sorts_operators_by_kind():
     a = torch.rand(400, 400)
     found = harness.profiled(lambda: (a @ a @ a @ a).relu(), CPU)
-    assert found["shares"]["matrix products"] > 0.5
+    calls = {row["name"]: row["calls"] for row in found["operators"]}
+    assert calls["aten::mm"] == 3 and calls["aten::relu"] == 1
+    assert 0 < found["shares"]["matrix products"] < 1  # How much depends on the machine's load.
     assert sum(found["shares"].values()) == pytest.approx(1)
-    assert found["operators"][0]["name"] == "aten::mm"
     kinds = {
         "aten::_scaled_dot_product_flash_attention_for_cpu_backward": "attention",
         "aten::addmm": "matrix products",

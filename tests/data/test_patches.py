@@ -1,6 +1,4 @@
-"""Training patches and test pairs: purity, pairing, protocol, speed."""
-
-import time
+"""Training patches and test pairs: purity, pairing, protocol."""
 
 import numpy as np
 import pytest
@@ -233,16 +231,6 @@ def test_share_of_dead_leaves():
     assert ((lq * 255 - again).abs()[:, 3:-3, 3:-3]).max() <= 1
     alone = Patches([], TASKS["denoise25"], 8, length=2, deadleaves_share=1.0)
     assert alone[0][0].shape == (3, 8, 8)
-
-
-def test_speed():
-    """More than 200 patches a second on one core; what is measured is about 15 times that."""
-    data = Patches(train_photos()[-3:], TASKS["lr4_noise30"], 32, length=10_000)
-    data[0]
-    start = time.perf_counter()
-    for i in range(100):
-        data[i]
-    assert 100 / (time.perf_counter() - start) > 200
 
 
 # ---------------------------------------------------------------- test pairs

@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.transforms import ScaledTranslation
 
 from .figure_style import color, new_figure, style
 
@@ -60,7 +61,10 @@ def influence_maps(
         for axs, (row, panels) in zip(axes, lines, strict=True):
             for ax in axs:
                 ax.set_axis_off()
-            axs[0].set_title(row, loc="left", fontsize=11, weight="bold", pad=22 if row else 6)
+            # The row's title is the figure's: as the panel's it would take width from the others.
+            axs[0].set_title("|", fontsize=11, pad=22 if row else 6, alpha=0)  # Room for it.
+            above = axs[0].transAxes + ScaledTranslation(0, 22 / 72, fig.dpi_scale_trans)
+            fig.text(0, 1, row, fontsize=11, weight="bold", transform=above, in_layout=False)
             for ax, (title, values) in zip(axs, panels, strict=False):
                 ax.text(
                     0.5, 1.02, title, transform=ax.transAxes, fontsize=9, ha="center", va="bottom"

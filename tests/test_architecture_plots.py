@@ -29,7 +29,7 @@ def test_influence_is_logarithmic_and_exact_zeros_are_grey():
     assert to_hex(first.get_images()[0].cmap.get_bad()) == "#d9d9d9"
     assert [line.get_xydata().tolist() for line in first.lines] == [[[1.0, 1.0]]]
     assert not second.get_images() and words(second) == ["no data", "none"]
-    assert first.get_title(loc="left") == "a row"
+    assert fig.texts[0].get_text() == "a row"
 
 
 def test_influence_maps_of_a_long_row_go_on_in_the_next_line():
@@ -94,3 +94,14 @@ def test_images_of_any_size_stand_in_a_table():
     assert [ax.get_images()[0].get_array().shape[:2] for ax in shown] == [(2, 3), (4, 4), (5, 2)]
     assert shown[1].get_images()[0].get_array().max() == 1  # Clipped to what can be shown.
     assert [ax.get_ylabel() for ax in fig.axes[::2]] == ["a", "b"]
+
+
+def test_a_long_row_title_takes_no_width_from_the_panels():
+    panels = {str(i): np.ones((8, 8)) for i in range(5)}
+    widths = []
+    for row in ("short", "Weights: " + "a network and where it is from, " * 3):
+        figure = figures.influence_maps({row: panels}, {})
+        figure.draw_without_rendering()
+        widths.append([ax.get_window_extent().width for ax in figure.axes[:5]])
+    np.testing.assert_allclose(widths[0], widths[1], rtol=0.02)
+    assert min(widths[1]) > 100

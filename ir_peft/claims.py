@@ -5,24 +5,18 @@ Every sentence is computed from the records and from ``results/paper_numbers.csv
 
 from __future__ import annotations
 
-from itertools import combinations
 from typing import TYPE_CHECKING
+
+from .adaptir_claims import PAPER_NAMES, claims
+from .table_rows import BORROWED
+from .variant_claims import ablation_claims, peft_claims, scaling_claims
+from .verdicts import WORDS, Claim
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# The paper's name of a row. Its heads and tails are frozen, so rows with a tail have none.
-PAPER_NAMES = {
-    "frozen": "Pretrain",
-    "full": "Full-ft",
-    "vpt": "VPT",
-    "lora": "LoRA",
-    "houlsby": "Adapter",
-    "adaptformer": "AdaptFormer",
-    "ssf": "SSF",
-    "fact": "FacT",
-    "adaptir": "AdaptIR",
-}
+SYNTHETIC = {"derain_light": "rain", "derain_heavy": "rain", "low_light": "darkness"}
+"""Damage that the papers take from data sets of its own and this project draws, by task."""
 
 
 def head(records: pd.DataFrame, frame: pd.DataFrame) -> str:
@@ -66,79 +60,20 @@ def head(records: pd.DataFrame, frame: pd.DataFrame) -> str:
             " **Mini scale**: a short run on a small backbone and other images than the paper's; "
             "compare the rows with each other, not their digits with the paper's."
         )
+    name = (one["paper"], one["table"])
+    if name in BORROWED:
+        source, rows = BORROWED[name]
+        listed = ", ".join(frame.loc[frame["row"].isin(rows), "label"])
+        text += f" Rows of the table `{source}`: {listed}."
+    if one["task"] in SYNTHETIC:
+        text += f" The {SYNTHETIC[one['task']]} is drawn by this project, unlike the paper's."
     if any(column.startswith("paper ") for column in frame):
+        channel = "PSNR-Y" if one["channel"] == "y" else "PSNR on RGB"
         text += (
-            " Paper columns: PSNR-Y of the paper's first version (v1) on IPT, 119 M parameters; "
-            "the AdaptIR module here is that of the second version (v2)."
+            f" Paper columns: {channel} of the paper's first version (v1) on IPT, 119 M "
+            "parameters; the AdaptIR module here is that of the second version (v2)."
         )
     return text
-
-
-def claims(frame: pd.DataFrame, images: pd.DataFrame) -> list[tuple[bool | None, str]]:
-    """Check the AdaptIR paper's claims on a table: (holds, sentence); None where rows are missing.
-
-    Args:
-        frame: From :func:`table`.
-        images: From :func:`per_image`, for the number of images behind a lead.
-    """
-    rows = frame.set_index("row")
-    label, psnr = rows["label"], rows["psnr"].dropna()
-    found: list[tuple[bool | None, str]] = []
-    peft = [row for row in ("bitfit", "lora", "houlsby", "adaptformer", "adaptir") if row in label]
-
-    for end, kind in (("", "alone"), ("_tail", "with the tail")):
-        us, run = f"adaptir{end}", [row + end for row in peft if row + end in psnr]
-        missing = [row + end for row in peft if row + end not in psnr]
-        claim = f"AdaptIR is first among the PEFT methods ({kind})"
-        if us in run and len(run) > 1:
-            best = psnr[run].drop(us).idxmax()
-            wins = int((images[us] > images[best]).sum() - (psnr[us] > psnr[best]))
-            text = (
-                f"{claim}: {psnr[us] - psnr[best]:+.2f} dB against {label[best]}, ahead on {wins}"
-            )
-            text += f" of {len(images) - 1} images"
-            text += f"; not run: {', '.join(missing)}" if missing else ""
-            found.append((bool(psnr[us] > psnr[best]), text))
-        else:
-            found.append((None, f"{claim}: needs {', '.join(missing)}"))
-
-    sets = [column for column in frame if column.startswith("paper ")][1:-1]
-    known = [
-        row for row in PAPER_NAMES if row in psnr and sets and rows[sets].notna().all(axis=1)[row]
-    ]
-    if len(known) > 1:
-        flags = " ".join(rows.loc[known, "paper flags"]).split()
-        clean = [column for column in sets if column.removeprefix("paper ") not in flags]
-        paper = rows.loc[known, clean].mean(axis=1)
-        pairs = list(combinations(known, 2))
-        turned = [(a, b) for a, b in pairs if (paper[a] > paper[b]) != (psnr[a] > psnr[b])]
-        order = " > ".join(label[row] for row in paper.sort_values(ascending=False).index)
-        text = f"Order of the methods as in the paper's mean ({order}): "
-        text += f"{len(pairs) - len(turned)} of {len(pairs)} pairs agree"
-        if turned:
-            text += ", not " + ", ".join(f"{label[a]} / {label[b]}" for a, b in turned)
-        found.append((not turned, text))
-    else:
-        found.append((None, "Order of the methods: no published numbers for two of the rows run"))
-
-    if {"full", "adaptir"} <= set(psnr.index):
-        gap = psnr["full"] - psnr["adaptir"]
-        text = f"Full fine-tuning leads AdaptIR alone: by {gap:+.2f} dB here"
-        if {"full", "adaptir"} <= set(known):
-            gaps = rows.loc["full", clean] - rows.loc["adaptir", clean]
-            text += f", by {gaps.min():.2f} to {gaps.max():.2f} dB in the paper's sets"
-        found.append((bool(gap > 0), text))
-    else:
-        found.append((None, "Full fine-tuning leads AdaptIR: needs full and adaptir"))
-
-    run = [row for row in peft if row in psnr]
-    if "frozen" in psnr and run:
-        low = psnr[run].idxmin()
-        text = f"Every adapter beats the frozen backbone: least {label[low]}, "
-        found.append(
-            (bool(psnr[low] > psnr["frozen"]), text + f"{psnr[low] - psnr['frozen']:+.2f} dB")
-        )
-    return found
 
 
 ADAIR_PAIRS = {
@@ -152,10 +87,10 @@ ADAIR_PAIRS = {
 """What the AdaIR paper's idea leads one to expect: (better row, other row) -> the expectation."""
 
 
-def adair_claims(frame: pd.DataFrame, images: pd.DataFrame) -> list[tuple[bool | None, str]]:
+def adair_claims(frame: pd.DataFrame, images: pd.DataFrame) -> list[Claim]:
     """Check those expectations on a table where its rows were run; as `claims`."""
     psnr = frame.set_index("row")["psnr"].dropna()
-    found: list[tuple[bool | None, str]] = []
+    found: list[Claim] = []
     for (better, other), text in ADAIR_PAIRS.items():
         if {better, other} <= set(psnr.index):
             wins = int((images[better] > images[other]).drop("mean").sum())
@@ -165,8 +100,21 @@ def adair_claims(frame: pd.DataFrame, images: pd.DataFrame) -> list[tuple[bool |
     return found
 
 
-CLAIMS = {"adaptir": claims, "adair": adair_claims}
-"""The claims that are checked under a table, by paper."""
+CLAIMS = {
+    "adaptir": claims,
+    "adaptir-ablation": ablation_claims,
+    "adaptir-scaling": scaling_claims,
+    "adaptir-peft": peft_claims,
+    "adair": adair_claims,
+}
+"""The claims that are checked under a table, by paper-table, else by paper."""
+
+
+def check(frame: pd.DataFrame, images: pd.DataFrame, paper: str) -> list[Claim]:
+    """Check the claims that belong to a table: (holds or None, sentence) each."""
+    name = f"{paper}-{frame['table'].iloc[0]}"
+    checked = CLAIMS.get(name, CLAIMS.get(paper))
+    return checked(frame, images) if checked else []
 
 
 def foot(
@@ -177,29 +125,40 @@ def foot(
     paper: str = "adaptir",
 ) -> list[str]:
     """The lines under a table: the paper's claims, the reach of the tail, the paper's typos."""
-    words = {True: "Holds here", False: "Does not hold here", None: "Not checked"}
-    checked = CLAIMS[paper](frame, images) if paper in CLAIMS else []
-    lines = [f"{words[holds]}: {text}." for holds, text in checked]
+    lines = [f"{WORDS[holds]}: {text}." for holds, text in check(frame, images, paper)]
     if frame["seeds"].max() == 1:
         lines.append("One seed a row: small differences may be chance.")
+    elif (frame["seeds"] == 1).any():
+        lines.append(
+            "± is the sample standard deviation over (n) seeds; the seeds' spread is the best less "
+            "the worst of them. Rows without ± have one seed."
+        )
+    return lines + reach_of_the_tail(frame) + typos(frame, numbers, task)
+
+
+def reach_of_the_tail(frame: pd.DataFrame) -> list[str]:
+    """What the adapters reach alone and with the trained tail; no line without such rows."""
     psnr = frame.set_index("row")["psnr"].dropna()
     tails = [row for row in psnr.index if row.endswith("_tail")]
     bare = [row.removesuffix("_tail") for row in tails if row.removesuffix("_tail") in psnr]
-    if bare and tails:
-        text = (
-            f"Measured here: adapters alone {psnr[bare].min():.2f} to {psnr[bare].max():.2f} dB, "
-        )
-        text += f"with the tail {psnr[tails].min():.2f} to {psnr[tails].max():.2f} dB"
-        for row, words_ in (("tail", "the tail alone"), ("bicubic", "bicubic"), ("full", "full")):
-            text += f", {words_} {psnr[row]:.2f} dB" if row in psnr else ""
-        lines.append(text + ".")
-    if "paper flags" in frame:
-        names = {PAPER_NAMES[row] for row in frame["row"] if row in PAPER_NAMES}
-        typos = numbers[(numbers["flag"] == "probable typo") & (numbers["task"] == task)]
-        typos = typos[typos["method"].isin(names)]
-        for _, cell in typos.iterrows():
-            lines.append(
-                f"* Printed so in the paper, {cell['flag']}: {cell['method']} on "
-                f"{cell['dataset']} {cell['value']:.2f}, {cell['note']}."
-            )
-    return lines
+    if not bare:
+        return []
+    text = f"Measured here: adapters alone {psnr[bare].min():.2f} to {psnr[bare].max():.2f} dB, "
+    text += f"with the tail {psnr[tails].min():.2f} to {psnr[tails].max():.2f} dB"
+    words = {"tail": "the tail alone", "bicubic": frame["against"].iloc[0], "full": "full"}
+    for row, name in words.items():
+        text += f", {name} {psnr[row]:.2f} dB" if row in psnr else ""
+    return [f"{text}."]
+
+
+def typos(frame: pd.DataFrame, numbers: pd.DataFrame, task: str) -> list[str]:
+    """A line for each number that the paper probably misprints and the table shows."""
+    if "paper flags" not in frame:
+        return []
+    names = {PAPER_NAMES[row] for row in frame["row"] if row in PAPER_NAMES}
+    cells = numbers[(numbers["flag"] == "probable typo") & (numbers["task"] == task)]
+    return [
+        f"* Printed so in the paper, {cell['flag']}: {cell['method']} on "
+        f"{cell['dataset']} {cell['value']:.2f}, {cell['note']}."
+        for _, cell in cells[cells["method"].isin(names)].iterrows()
+    ]

@@ -68,6 +68,12 @@ def _backbone_parameters(record: dict) -> float:
     return _number(counts.get("backbone", alone))
 
 
+def _width(adapter: dict) -> float:
+    """Width or rank of the adapter where the row chooses one, else NaN."""
+    chosen = [adapter[key] for key in ("hidden", "bottleneck", "r") if key in adapter]
+    return _number(chosen[0] if chosen else None)
+
+
 def _flat(path: Path, record: dict) -> dict:
     """One record as flat columns, without curve and scores."""
     spec, profile, metric = record["spec"], record["profile"], record["metric"]
@@ -77,6 +83,7 @@ def _flat(path: Path, record: dict) -> dict:
             "id": record["id"],
             **{k: spec[k] for k in ("paper", "table", "row", "label", "backbone", "task")},
             **{"method": spec["method"], "lr": _number(spec.get("lr")), "seed": spec["seed"]},
+            "width": _width(spec.get("adapter", {})),
             "profile": profile["name"],
             **{k: profile.get(k) for k in ("steps", "batch_size", "test_set")},
             "lq_size": spec.get("patch") or profile.get("lq_size"),

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .claims import PAPER_NAMES, claims, foot, head
+from .claims import PAPER_NAMES, check, claims, foot, head
 from .files import write_text
+from .overview import overview
 from .records import (
     comparable,
     compare,
@@ -21,12 +22,13 @@ from .records import (
     load_records,
     select,
 )
+from .rendering import SHORT, display, to_latex, to_markdown
+from .table_rows import BY_SIZE, borrowed, planned, with_borrowed
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "ROWS",
     "claims",
     "compare",
     "comparison_report",
@@ -36,49 +38,14 @@ __all__ = [
     "load_paper_numbers",
     "load_records",
     "per_image",
+    "planned",
     "select",
     "table",
     "to_latex",
     "to_markdown",
+    "with_borrowed",
     "write_tables",
 ]
-
-# Rows of each table in print order; a row without a record is printed as "not run".
-ROWS: dict[str, dict[str, str]] = {
-    "hybrid": {
-        "bicubic": "Bicubic",
-        "frozen": "Frozen",
-        "full": "Full fine-tuning",
-        "tail": "Tail only",
-        "bitfit": "BitFit",
-        "bitfit_tail": "BitFit + tail",
-        "lora": "LoRA",
-        "lora_tail": "LoRA + tail",
-        "houlsby": "Adapter (Houlsby)",
-        "houlsby_tail": "Adapter (Houlsby) + tail",
-        "adaptformer": "AdaptFormer",
-        "adaptformer_tail": "AdaptFormer + tail",
-        "adaptir": "AdaptIR",
-        "adaptir_tail": "AdaptIR + tail",
-        "adaptir_ends": "AdaptIR + both ends",
-    },
-    "multitask": {
-        "bicubic": "Input",
-        "frozen": "Base, frozen",
-        "scratch": "From scratch",
-        "all_full": "All in one, full fine-tuning",
-        "full": "Full fine-tuning",
-        "all_adair": "All in one, AdaIR",
-        "lora": "LoRA",
-        "adair": "AdaIR",
-    },
-}
-
-SHORT = (
-    "method", "trainable", "PSNR [dB]", "SSIM", "over bicubic [dB]", "below full [dB]",
-    "paper Set14", "paper Urban100",
-)  # fmt: skip
-"""Columns of the short version of a table, the one of the README."""
 
 
 def table(
@@ -95,8 +62,8 @@ def table(
     """Make one table: a line a row, ours beside the paper's.
 
     PSNR and SSIM are means over the images of each record, then over seeds; ``psnr_sd`` and
-    ``ssim_sd`` are sample standard deviations over seeds (NaN for one seed). Costs are means over
-    seeds.
+    ``ssim_sd`` are sample standard deviations over seeds, ``psnr_spread`` is the best minus the
+    worst seed (all NaN for one seed). Costs are means over seeds.
 
     Args:
         records: From :func:`load_records`.
@@ -105,49 +72,70 @@ def table(
         name: Keep the records of this table; needed if there are several.
         profile: Keep the records of this profile; needed if there are several.
         backbone: Keep the records of this backbone; needed if there are several.
-        rows: Row -> label in print order; default: ``ROWS`` of the table, then further rows found.
+        rows: Row -> label in print order; default: :func:`planned`, then further rows found.
         paper_numbers: From :func:`load_paper_numbers` (the default).
 
     Returns:
-        Columns ``row label seeds trainable share psnr psnr_sd ssim ssim_sd gain gap seconds
-        steps_per_second peak_memory adapter_bytes``, then ``paper params``, ``paper <set>`` (PSNR)
-        and ``paper flags`` (sets whose printed value is a probable typo). ``share`` is trainable /
-        backbone parameters (NaN where no record tells the latter), ``gain`` is against bicubic,
-        ``gap`` is full minus this row [dB]. A row that was not run has ``seeds`` 0 and NaN.
+        Columns ``row label method width seeds trainable share psnr psnr_sd psnr_spread ssim ssim_sd
+        gain gap seconds steps_per_second peak_memory adapter_bytes table task against``, then
+        ``paper params``, ``paper <set>`` (PSNR) and ``paper flags`` (sets whose printed value is a
+        probable typo). ``share`` is trainable / backbone parameters (NaN where no record tells the
+        latter), ``gain`` is against bicubic, or in a table without it the first borrowed row, which
+        ``against`` names, ``gap`` is full minus this row [dB]. A row that was not run has ``seeds``
+        0 and NaN.
 
     Raises:
         ValueError: Nothing matches, or the records must not share a column.
     """
+    import numpy as np
     import pandas as pd
 
-    chosen = select(records, task=task, paper=paper, table=name, profile=profile, backbone=backbone)
+    chosen = with_borrowed(records)
+    chosen = select(chosen, task=task, paper=paper, table=name, profile=profile, backbone=backbone)
     chosen = comparable(chosen)
-    found = dict(chosen.drop_duplicates("row")[["row", "label"]].values.tolist())
-    rows = dict(ROWS.get(chosen["table"].iloc[0], {}) if rows is None else rows)
-    labels = {**rows, **found}
+    paper, name = chosen.iloc[0][["paper", "table"]]
+    rows = planned(paper, name, task) if rows is None else rows
+    labels = {**rows, **dict(chosen[["row", "label"]].drop_duplicates("row").values.tolist())}
 
     costs = ["trainable", "adapter_bytes", "seconds", "steps_per_second", "peak_memory"]
     runs = chosen.groupby(["row", "id"], sort=False)[["psnr", "ssim", *costs]].mean()
     byrow = runs.groupby("row")
     out = byrow.mean().join(byrow[["psnr", "ssim"]].std().add_suffix("_sd"))
+    out["psnr_spread"] = (byrow["psnr"].max() - byrow["psnr"].min()).where(byrow.size() > 1)
     out["seeds"] = byrow.size()
     out["share"] = out["trainable"] / chosen["backbone_parameters"].max()
-    out = out.reindex(list(labels))
+    out = out.join(chosen.groupby("row")[["method", "width"]].first()).reindex(list(labels))
     out["seeds"] = out["seeds"].fillna(0).astype(int)
-    nothing = pd.Series(float("nan"), index=["psnr"])
-    out["gain"] = out["psnr"] - (out.loc["bicubic"] if "bicubic" in out.index else nothing)["psnr"]
-    out["gap"] = (out.loc["full"] if "full" in out.index else nothing)["psnr"] - out["psnr"]
-    out.insert(0, "label", [labels[row] for row in out.index])
-    order = ["label", "seeds", "trainable", "share", "psnr", "psnr_sd", "ssim", "ssim_sd"]
-    out = out[[*order, "gain", "gap", *costs[2:], "adapter_bytes"]]
+    base = next((row for row in ("bicubic", *borrowed(paper, name)) if row in out.index), None)
+    psnr = out["psnr"].to_dict()
+    out["gain"] = out["psnr"] - psnr.get(base, float("nan"))
+    out["gap"] = psnr.get("full", float("nan")) - out["psnr"]
+    out["label"] = list(labels.values())
+    out["table"], out["task"], out["against"] = name, task, _words(base, labels.get(base, ""))
+    order = ["label", "method", "width", "seeds", "trainable", "share", "psnr", "psnr_sd"]
+    order += ["psnr_spread", "ssim", "ssim_sd", "gain", "gap", *costs[2:], "adapter_bytes"]
+    out = out[[*order, "table", "task", "against"]]
+    if (paper, name) in BY_SIZE:
+        methods, _ = pd.factorize(out["method"], use_na_sentinel=False)
+        out = out.iloc[np.lexsort((out["trainable"], methods))]
     out.index.name = "row"
 
     numbers = load_paper_numbers() if paper_numbers is None else paper_numbers
-    published = _published(numbers, chosen["paper"].iloc[0], task)
-    if not published.empty:
+    published = _published(numbers, paper, task)
+    # The paper's numbers stand beside its methods at its sizes, not beside variants of them.
+    if not published.empty and not borrowed(paper, name):
         lookup = published.reindex([PAPER_NAMES.get(row) for row in out.index])
         out[lookup.columns] = lookup.to_numpy()
     return out.reset_index()
+
+
+def _words(row: str | None, label: str) -> str:
+    """How a sentence calls the row that gains are against."""
+    if row == "frozen":
+        return "the frozen model"
+    if row == "bicubic":
+        return f"the {label.lower()}" if label.startswith("Input") else label.lower()
+    return label
 
 
 def _published(numbers: pd.DataFrame, paper: str, task: str) -> pd.DataFrame:
@@ -169,106 +157,12 @@ def per_image(records: pd.DataFrame, *, task: str, metric: str = "psnr", **wante
 
     ``wanted`` narrows the records as in :func:`select`; several seeds are averaged.
     """
-    chosen = comparable(select(records, task=task, **wanted))
+    chosen = comparable(select(with_borrowed(records), task=task, **wanted))
     wide = chosen.pivot_table(index="image", columns="row", values=metric, sort=False)
-    known = list(ROWS.get(chosen["table"].iloc[0], {}))
+    known = list(planned(*chosen.iloc[0][["paper", "table", "task"]]))
     wide = wide[sorted(wide.columns, key=lambda row: (row not in known, [*known, row].index(row)))]
     wide.loc["mean"] = wide.mean()
     return wide.rename_axis(columns=None)
-
-
-def _clean(value: float, pattern: str) -> str:
-    """Format a number; NaN becomes an empty cell."""
-    return "" if value != value else pattern.format(value)
-
-
-def _cost(value: float, pattern: str) -> str:
-    """Format a cost; 0 and NaN, of rows that train nothing, become a dash."""
-    return pattern.format(value) if value > 0 else "–"
-
-
-def _spread(mean: float, sd: float, seeds: int, digits: int) -> str:
-    """Mean, with the standard deviation and the number of seeds where there are several."""
-    text = _clean(mean, f"{{:.{digits}f}}")
-    return text if sd != sd else f"{text} ± {sd:.{digits}f} ({seeds})"
-
-
-def _short(count: float) -> str:
-    """Parameters as the paper prints them: 693K, 119M."""
-    if count != count:
-        return "–"
-    return f"{count / 1e6:.0f}M" if count >= 1e6 else f"{count / 1e3:.0f}K"
-
-
-def display(frame: pd.DataFrame) -> pd.DataFrame:
-    """Format :func:`table` for readers: strings, units, "not run", probable typos starred."""
-    import pandas as pd
-
-    sets = [column for column in frame if column.startswith("paper ")][1:-1]
-    lines = []
-    for _, r in frame.iterrows():
-        line = {
-            "method": r["label"],
-            "trainable": _clean(r["trainable"], "{:,.0f}"),
-            "% of backbone": _clean(100 * r["share"], "{:.2f}"),
-            "PSNR [dB]": _spread(r["psnr"], r["psnr_sd"], r["seeds"], 2),
-            "SSIM": _spread(r["ssim"], r["ssim_sd"], r["seeds"], 4),
-            "over bicubic [dB]": _clean(r["gain"], "{:+.2f}"),
-            "below full [dB]": _clean(r["gap"], "{:.2f}"),
-            "train [s]": _cost(r["seconds"], "{:.0f}"),
-            "steps/s": _cost(r["steps_per_second"], "{:.2f}"),
-            "peak memory [MiB]": _cost(r["peak_memory"] / 2**20, "{:.0f}"),
-            "adapter file [kB]": _cost(r["adapter_bytes"] / 1e3, "{:.1f}"),
-        }
-        if not r["seeds"]:
-            line = {k: v if k == "method" else "" for k, v in line.items()} | {
-                "PSNR [dB]": "not run"
-            }
-        if sets:
-            flags = r["paper flags"] if isinstance(r["paper flags"], str) else ""
-            line["paper #param"] = _short(r["paper params"])
-            for column in sets:
-                star = "*" if column.removeprefix("paper ") in flags.split() else ""
-                line[column] = _clean(r[column], "{:.2f}") + star or "–"
-        lines.append(line)
-    return pd.DataFrame(lines)
-
-
-def to_markdown(shown: pd.DataFrame) -> str:
-    """Render strings as a Markdown table; every column but the first is aligned right."""
-    lines = [list(shown.columns), ["---"] + ["---:"] * (shown.shape[1] - 1), *shown.values.tolist()]
-    escaped = [
-        [str(cell).replace("|", r"\|").replace("*", r"\*") for cell in line] for line in lines
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in escaped) + "\n"
-
-
-def to_latex(shown: pd.DataFrame, caption: str = "", notes: Sequence[str] = ()) -> str:
-    """Render strings as a LaTeX ``table`` (needs booktabs and graphicx)."""
-    lines = [" & ".join(map(_tex, line)) + r" \\" for line in shown.values.tolist()]
-    return "\n".join(
-        [
-            r"\begin{table}[t]",
-            r"\caption{" + _tex(caption) + "}",
-            r"\resizebox{\linewidth}{!}{%",
-            r"\begin{tabular}{l" + "r" * (shown.shape[1] - 1) + "}",
-            r"\toprule",
-            " & ".join(map(_tex, shown.columns)) + r" \\",
-            r"\midrule",
-            *lines,
-            r"\bottomrule",
-            r"\end{tabular}}",
-            *[r"\par\footnotesize " + _tex(note) for note in notes],
-            r"\end{table}",
-            "",
-        ]
-    )
-
-
-def _tex(text: object) -> str:
-    """Escape one text for LaTeX; Markdown's backquotes and bold marks are dropped."""
-    text = str(text).replace("`", "").replace("**", "").replace("±", r"$\pm$").replace("–", "--")
-    return text.translate({ord(c): "\\" + c for c in "&%#_"}).replace(" > ", " $>$ ")
 
 
 def write_tables(
@@ -281,7 +175,8 @@ def write_tables(
 ) -> list[Path]:
     """Write every table of the records.
 
-    The files are ``<paper>-<table>-<task>`` with ``.md``, ``-short.md``, ``.tex``, ``-images.csv``.
+    The files are ``<paper>-<table>-<task>`` with ``.md``, ``-short.md``, ``.tex``, ``-images.csv``;
+    a table with several tasks has ``<paper>-<table>-overview.md`` as well.
 
     Args:
         records: From :func:`load_records`.
@@ -294,31 +189,40 @@ def write_tables(
         The files written.
     """
     numbers = load_paper_numbers() if paper_numbers is None else paper_numbers
-    chosen = select(records, **wanted)
+    chosen = with_borrowed(select(records, **wanted))
     if chosen.empty:
         raise ValueError("there are no records to make a table of: nothing has been run")
-    made = []
-    for (paper, name, task), part in chosen.groupby(["paper", "table", "task"]):
-        frame = table(part, task=task, paper_numbers=numbers)
-        images = per_image(part, task=task)
-        bottom = foot(frame, images, numbers, task, paper)
-        made.append((f"{paper}-{name}-{task}", frame, images, part, bottom))
-    written = []
-    # All tables exist before the first file is written: an error above leaves the folder as it was.
-    for stem, frame, images, part, bottom in made:
-        top = f"{head(part, frame)} {notes}".strip()
-        shown, digits = display(frame), images.map("{:.2f}".format).rename_axis("PSNR [dB]")
-        labels = frame.set_index("row")["label"]
-        digits = digits.rename(columns=labels).T.reset_index(names="PSNR [dB]")
-        listed = "\n".join("- " + line.replace("* P", r"\* P") for line in bottom)
-        text = f"# {stem}\n\n{top}\n\n{to_markdown(shown)}\n{listed}\n\n## Per image\n\n"
-        contents = {
-            f"{stem}.md": text + to_markdown(digits),
-            f"{stem}-short.md": to_markdown(shown[[c for c in SHORT if c in shown]]),
-            f"{stem}.tex": to_latex(shown, top, bottom),
-            f"{stem}-images.csv": images.round(6).to_csv(),
-        }
-        for name, content in contents.items():
-            write_text(Path(folder) / name, content)
-            written.append(Path(folder) / name)
-    return written
+    contents: dict[str, str] = {}
+    # All tables exist before the first file is written: an error leaves the folder as it was.
+    for (paper, name), parts in chosen.groupby(["paper", "table"]):
+        frames, checks = {}, {}
+        for task, part in parts.groupby("task"):
+            frames[task] = frame = table(part, task=task, paper_numbers=numbers)
+            images = per_image(part, task=task)
+            checks[task] = check(frame, images, paper)
+            bottom = foot(frame, images, numbers, task, paper)
+            top = f"{head(part, frame)} {notes}".strip()
+            contents |= _files(f"{paper}-{name}-{task}", frame, images, top, bottom)
+        if len(frames) > 1:
+            contents[f"{paper}-{name}-overview.md"] = overview(f"{paper}-{name}", frames, checks)
+    for file, content in contents.items():
+        write_text(Path(folder) / file, content)
+    return [Path(folder) / file for file in contents]
+
+
+def _files(
+    stem: str, frame: pd.DataFrame, images: pd.DataFrame, top: str, bottom: Sequence[str]
+) -> dict[str, str]:
+    """File name -> content of one table."""
+    shown = display(frame)
+    short = [column for column in shown if column in SHORT or column.startswith("over ")]
+    digits = images.map("{:.2f}".format).rename(columns=frame.set_index("row")["label"])
+    digits = digits.rename_axis("PSNR [dB]").T.reset_index(names="PSNR [dB]")
+    listed = "\n".join("- " + line.replace("* P", r"\* P") for line in bottom)
+    text = f"# {stem}\n\n{top}\n\n{to_markdown(shown)}\n{listed}\n\n## Per image\n\n"
+    return {
+        f"{stem}.md": text + to_markdown(digits),
+        f"{stem}-short.md": to_markdown(shown[short]),
+        f"{stem}.tex": to_latex(shown, top, bottom),
+        f"{stem}-images.csv": images.round(6).to_csv(),
+    }

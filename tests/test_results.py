@@ -27,12 +27,13 @@ PSNR = {
     "adaptir_tail": 24.55,
 }
 BACKBONE = 572_766
+HYBRID = results.planned("adaptir", "hybrid", "lr4_noise30")
 
 
 def make_record(row, psnr, *, task="lr4_noise30", seed=0, profile="full"):
     trained = row not in ("bicubic", "frozen")
     trainable = {"bicubic": 0, "frozen": 0, "full": BACKBONE}.get(row, 34_866)
-    spec = {"paper": "adaptir", "table": "hybrid", "row": row, "label": results.ROWS["hybrid"][row]}
+    spec = {"paper": "adaptir", "table": "hybrid", "row": row, "label": HYBRID[row]}
     spec |= {"backbone": "dat_light_x4", "task": task, "method": row.removesuffix("_tail")}
     return {
         "id": f"adaptir-hybrid-{task}-{row}-s{seed}-{profile}",
@@ -76,7 +77,7 @@ def records(tmp_path):
 
 def test_table_has_every_row_in_order_with_gain_gap_and_share(records):
     frame = results.table(records, task="lr4_noise30")
-    assert frame["row"].tolist() == list(results.ROWS["hybrid"])
+    assert frame["row"].tolist() == list(HYBRID)
     rows = frame.set_index("row")
     assert rows.loc["lora", "psnr"] == pytest.approx(23.1)
     assert rows.loc["lora", "gain"] == pytest.approx(-0.3)
@@ -111,7 +112,7 @@ def test_paper_columns_stand_beside_our_rows(records):
 def test_a_task_without_published_numbers_has_no_paper_column(tmp_path):
     records = load(tmp_path, make_record("lora", 22.0, task="lr4_jpeg30"))
     frame = results.table(records, task="lr4_jpeg30")
-    assert not [column for column in frame if column.startswith("paper")]
+    assert not [column for column in frame if column.startswith("paper ")]
     assert "v1" not in results.head(records, frame)
 
 
@@ -156,7 +157,7 @@ def test_display_says_not_run_and_leaves_untrained_costs_empty(records):
 
 def test_per_image_has_the_rows_in_table_order_and_their_mean(records):
     wide = results.per_image(records, task="lr4_noise30")
-    assert wide.columns.tolist() == [row for row in results.ROWS["hybrid"] if row in PSNR]
+    assert wide.columns.tolist() == [row for row in HYBRID if row in PSNR]
     assert wide.index.tolist() == ["a", "b", "mean"]
     assert wide["lora"].tolist() == pytest.approx([22.6, 23.6, 23.1])
 
@@ -167,18 +168,19 @@ def checked(records):
 
 
 def test_claims_are_computed_from_the_records(records):
-    alone, tail, order, full, frozen = checked(records)
+    alone, with_tail, body, order, full, frozen = checked(records)
     assert alone[0] is True
     assert "+0.10 dB against AdaptFormer, ahead on 2 of 2 images; not run: bitfit" in alone[1]
-    assert tail[0] is False
-    assert "-0.05 dB against AdaptFormer + tail, ahead on 0 of 2 images" in tail[1]
+    assert with_tail[0] is False
+    assert "-0.05 dB against AdaptFormer + tail, ahead on 0 of 2 images" in with_tail[1]
+    assert body[0] is False
+    assert "-0.70 dB against Tail only; the tail adds +1.75 dB to AdaptIR" in body[1]
     # Paper: Full-ft, AdaptIR, AdaptFormer, Adapter, LoRA, Pretrain; here LoRA is above Adapter.
     assert order[0] is False
-    assert "14 of 15 pairs agree, not LoRA / Adapter (Houlsby)" in order[1]
+    assert "14 of 15 pairs agree, not Adapter (Houlsby) > LoRA;" in order[1]
     assert full == (
         True,
-        "Full fine-tuning leads AdaptIR alone: by +2.40 dB here, "
-        "by 0.35 to 1.51 dB in the paper's sets",
+        "Full fine-tuning leads AdaptIR alone: +2.40 dB; +0.35 to +1.51 dB in the paper's sets",
     )
     assert frozen[0] is True
     assert "least Adapter (Houlsby), +3.20 dB" in frozen[1]
@@ -186,17 +188,17 @@ def test_claims_are_computed_from_the_records(records):
 
 def test_claims_turn_with_the_records(tmp_path):
     turned = PSNR | {"adaptir": 26.0, "houlsby": 22.65, "lora": 19.0}
-    alone, _, order, full, frozen = checked(
+    alone, _, _, order, full, frozen = checked(
         load(tmp_path, *[make_record(row, psnr) for row, psnr in turned.items()])
     )
     assert (alone[0], order[0], full[0], frozen[0]) == (True, False, False, False)
-    assert "not Frozen / LoRA, Full fine-tuning / AdaptIR" in order[1]
-    assert "by -0.80 dB here" in full[1]
+    assert "not LoRA > Frozen, Full fine-tuning > AdaptIR;" in order[1]
+    assert "alone: -0.80 dB" in full[1]
 
 
 def test_claims_are_not_checked_where_rows_are_missing(tmp_path):
     found = checked(load(tmp_path, make_record("lora", 22.0)))
-    assert [holds for holds, _ in found] == [None] * 4
+    assert [holds for holds, _ in found] == [None] * 6
     assert "needs bitfit, houlsby, adaptformer, adaptir" in found[0][1]
 
 
@@ -204,7 +206,7 @@ def test_a_table_of_untrained_rows_alone_can_be_written(tmp_path):
     made = [make_record(row, PSNR[row]) for row in ("bicubic", "frozen")]
     text = results.write_tables(load(tmp_path / "in", *made), tmp_path / "out")[0].read_text()
     assert "learning rate none" in text
-    assert "| Bicubic | 0 | 0.00 | 23.40 | 0.6500 | +0.00 |  | – | – | – | – |" in text
+    assert "| Bicubic | 0 | 0.00 | 23.40 | 0.6500 | +0.00 | – | – | – | – |" in text
 
 
 def test_the_size_of_the_backbone_is_read_not_guessed(tmp_path):
@@ -265,16 +267,17 @@ def test_written_tables_are_complete_and_repeatable(records, tmp_path):
     assert "| BitFit |  |  | not run |" in markdown
     assert "Weights: here." in markdown
     assert (
-        "- Does not hold here: AdaptIR is first among the PEFT methods (with the tail)" in markdown
+        "- Does not hold here: AdaptIR is first among the PEFT methods of its size (with the tail)"
+        in markdown
     )
     widths = {
         line.count("|") for line in markdown.split("## Per image")[0].splitlines() if "|" in line
     }
     assert len(widths) == 1
-    assert short.count("\n") == 2 + len(results.ROWS["hybrid"])
+    assert short.count("\n") == 2 + len(HYBRID)
     assert short.startswith("| method | trainable | PSNR [dB] |")
     assert r"\% of backbone" in latex
-    assert latex.count(r" \\") == 1 + len(results.ROWS["hybrid"])
+    assert latex.count(r" \\") == 1 + len(HYBRID)
     assert "lr4_noise30" not in latex.replace(r"lr4\_noise30", "")
     assert images.splitlines()[0].startswith("image,bicubic,frozen,full")
     again = results.write_tables(records, tmp_path / "tables", notes="Weights: here.")
@@ -322,7 +325,7 @@ def test_each_paper_has_its_own_claims(tmp_path):
         made.append(record)
     records = load(tmp_path / "records", *made)
     frame = results.table(records, task="denoise25")
-    assert frame["row"].tolist() == list(results.ROWS["multitask"])
+    assert frame["row"].tolist() == list(results.planned("adair", "multitask", "denoise25"))
     images = results.per_image(records, task="denoise25")
     base, scratch, together = CLAIMS["adair"](frame, images)
     assert base == (True, "The adapter improves the base: by +2.00 dB, on 2 of 2 images")

@@ -1,0 +1,62 @@
+"""What a claim is, and when a difference of PSNR decides it.
+
+Rows with several seeds say how far chance alone moves a row: by their spread, the best minus the
+worst seed. A difference within it decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Claim = tuple["bool | None", str]
+"""Whether it holds (None: not decided), and the sentence, ``title: evidence``."""
+
+WORDS = {True: "Holds here", False: "Does not hold here", None: "Not decided here"}
+
+
+def verdict(leads: Iterable[float], spread: float) -> bool | None:
+    """Whether all leads [dB] are real: None if the least is within the seeds' spread (NaN: 0)."""
+    least = min(leads)
+    chance = 0.0 if spread != spread else spread
+    return True if least > chance else False if least <= -chance else None
+
+
+def seeds_spread(rows: pd.DataFrame, *names: str) -> float:
+    """The largest spread over seeds [dB] of some rows; NaN where none has several seeds."""
+    return rows.loc[list(names), "psnr_spread"].max()
+
+
+def beside(lead: float, spread: float, other: str = "") -> str:
+    """A lead as text: ``+0.05 dB against LoRA, beyond the seeds' spread of 0.03 dB``."""
+    text = f"{lead:+.2f} dB" + (f" against {other}" if other else "")
+    if spread != spread:
+        return text
+    side = "beyond" if abs(lead) > spread else "within"
+    return f"{text}, {side} the seeds' spread of {spread:.2f} dB"
+
+
+def leads(rows: pd.DataFrame, us: str, others: Iterable[str], title: str) -> Claim:
+    """The claim that one row leads some others, as far as they were run.
+
+    Args:
+        rows: A table indexed by row.
+        us: The row that leads.
+        others: The rows behind it.
+        title: The claim.
+    """
+    psnr = rows["psnr"].dropna()
+    run = [row for row in others if row in psnr]
+    if us not in psnr or not run:
+        return None, f"{title}: needs {us} and one of {', '.join(others)}"
+    spread = seeds_spread(rows, us, *run)
+    ahead = psnr[us] - psnr[run]
+    listed = ", ".join(
+        f"{lead:+.2f} dB against {rows['label'][row]}" for row, lead in ahead.items()
+    )
+    if spread == spread:
+        listed += f"; the seeds' spread is {spread:.2f} dB"
+    return verdict(ahead, spread), f"{title}: {listed}"

@@ -1,13 +1,11 @@
-"""Compares learning rates for experiments/adaptir.toml on crops of the validation photographs.
+"""Compares learning rates for the rows of an experiment file on crops of the validation photographs.
 
-Usage: python tools/probe_lr.py STEPS ROW RATE [RATE ...]
-For example: python tools/probe_lr.py 60 adaptir_tail 3e-4 1e-3 3e-3
+For example: python tools/probe_lr.py experiments/adaptir_ipt.toml --steps 100 --rates 1e-3 3e-3 --rows lora adaptir
 """
 
-import sys
+import argparse
 import tempfile
 from dataclasses import replace
-from pathlib import Path
 
 from ir_peft import train
 from ir_peft.evaluate import evaluate
@@ -21,22 +19,35 @@ from ir_peft.experiments import (
 
 
 def main() -> None:
-    """Prints the mean validation PSNR-Y after a short run at each rate."""
-    steps, row, rates = int(sys.argv[1]), sys.argv[2], [float(rate) for rate in sys.argv[3:]]
-    specs = load_specs("experiments/adaptir.toml")
-    spec = next(spec for spec in specs if spec.row == row and spec.task == "lr4_noise30")
-    profile = replace(PROFILES["full"], steps=steps)
-    for rate in rates:
-        model = adapted_model(spec, profile)
-        with tempfile.TemporaryDirectory() as folder:
-            data = training_set(spec, profile)
-            train(
-                model, data, steps=steps, batch_size=profile.batch_size, lr=rate, out=Path(folder)
-            )
+    """Prints the mean validation PSNR after a short run of each row at each rate."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file")
+    parser.add_argument("--task", default="lr4_noise30")
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--rows", nargs="+", required=True)
+    parser.add_argument("--rates", nargs="+", type=float, required=True)
+    options = parser.parse_args()
+    profile = replace(PROFILES["full"], steps=options.steps)
+    for spec in load_specs(options.file):
+        if spec.row not in options.rows or spec.task != options.task or spec.seed:
+            continue
         pairs = validation_pairs(spec, profile)
-        rows = evaluate(model, pairs, crop_border=4, channel="y", progress=False)
-        mean = sum(r["psnr"] for r in rows) / len(rows)
-        print(f"{row} lr {rate:g}: {mean:.3f} dB after {steps} steps", flush=True)
+        convention = {key: spec.metric[key] for key in ("channel", "crop_border")}
+        for rate in options.rates:
+            model = adapted_model(spec, profile)
+            with tempfile.TemporaryDirectory() as folder:
+                train(
+                    model,
+                    training_set(spec, profile),
+                    steps=profile.steps,
+                    batch_size=profile.batch_size,
+                    lr=rate,
+                    schedule=profile.schedule,
+                    out=folder,
+                )
+            scores = evaluate(model, pairs, **convention, progress=False)
+            mean = sum(score["psnr"] for score in scores) / len(scores)
+            print(f"{spec.row} lr {rate:g}: {mean:.3f} dB after {profile.steps} steps", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Compares learning rates for the rows of an experiment file on crops of the validation photographs.
+"""Compares learning rates for rows of an experiment file on crops of the validation photographs.
 
-For example: python tools/probe_lr.py experiments/adaptir_ipt.toml --steps 100 --rates 1e-3 3e-3 --rows lora adaptir
+For example: python tools/probe_lr.py experiments/adaptir_ipt.toml --rows lora --rates 1e-3 3e-3
 """
 
 import argparse

@@ -61,13 +61,15 @@ def _parser() -> argparse.ArgumentParser:
         help="restore a pair: two images, left first, or one .mpo, or one with both side by side",
     )
     command.add_argument(
-        "--backbone", default="dat_light_x4", help="a bundled tag or a checkpoint file"
+        "--backbone", help="a bundled tag or a checkpoint file; default: dat_light_x4"
     )
     command.add_argument(
         "--adapter", help="a folder, or a bundled tag like adaptir/lr4_noise30-adaptir_tail"
     )
     command.add_argument(
-        "--task", help="the bundled backbone and adapter for a task like derain; auto estimates it"
+        "--task",
+        help="the bundled backbone and adapter for a task like derain; auto estimates it; "
+        "with --backbone: which of its heads, e.g. of ipt_mini",
     )
     command.add_argument(
         "--tile", type=int, help="tile side in input pixels; default: 256 for larger images"
@@ -181,7 +183,7 @@ def _restore(options: argparse.Namespace) -> None:
     )
     _check_target(target, options.force)
     image = images.read_image(source)
-    if options.task:
+    if options.task and not options.backbone:
         _take_task(options, image)
     model = _model(options)
     tile = "auto" if options.tile is None else options.tile
@@ -241,20 +243,28 @@ def _model(options: argparse.Namespace):
     from . import adapters, backbones, devices
 
     device = devices.pick(options.device)
-    model = backbones.load_backbone(options.backbone)
+    model = backbones.load_backbone(options.backbone or "dat_light_x4")
+    if options.task:
+        if not hasattr(model, "set_task"):
+            raise ValueError(f"{options.backbone} has one head for all it does: leave out --task")
+        model.set_task(options.task)
     if options.adapter:
         adapters.load_adapter(model, options.adapter)
     return model.to(device).eval()
 
 
 def _take_task(options: argparse.Namespace, image) -> None:
-    """Sets the backbone and the adapter to those of the task."""
+    """Sets the backbone and the adapter to those of the task, of which nothing is left to do."""
     from . import restorers
 
-    if options.adapter or options.backbone != "dat_light_x4":
-        raise ValueError("--task brings backbone and adapter: leave out --backbone and --adapter")
+    if options.adapter:
+        raise ValueError(
+            "--task alone brings backbone and adapter: leave out --adapter, or name "
+            "its --backbone too"
+        )
     task, (options.backbone, options.adapter) = restorers.find_restorer(options.task, image)
     print(f"task {task}: {options.backbone}, adapter {options.adapter or 'none'}")
+    options.task = None
 
 
 def _pretrain(options: argparse.Namespace) -> None:

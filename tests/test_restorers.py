@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import ir_peft
 from ir_peft import restorers
 from ir_peft.adapters import find_adapter
 from ir_peft.backbones import WEIGHTS
@@ -70,10 +71,22 @@ def test_the_command_restores_as_with_backbone_and_adapter(words, photo, monkeyp
     assert torch.equal(read_image(photo.with_name("photo_restored.png")), found)
 
 
+def test_a_task_and_a_backbone_choose_a_head(photo, capsys):
+    words = ["restore", str(photo), "--task", "sr3", "--backbone"]
+    assert main([*words, "ipt_mini"]) == 0
+    model = ir_peft.load_backbone("ipt_mini").eval()
+    model.set_task("sr3")
+    expected = ir_peft.restore(model, read_image(photo)[None], tile="auto")[0]
+    found = read_image(photo.with_name("photo_restored.png"))
+    assert (found - expected.clamp(0, 1)).abs().max() <= 0.5 / 255 + 1e-6
+    assert main([*words, "dat_light_x4", "--force"]) == 2
+    assert "dat_light_x4 has one head" in capsys.readouterr().err
+    assert torch.equal(read_image(photo.with_name("photo_restored.png")), found)
+
+
 def test_a_task_and_an_adapter_are_too_much(photo, capsys):
-    for words in (["--adapter", "x"], ["--backbone", "y"]):
-        assert main(["restore", str(photo), "--task", "derain", *words]) == 2
-        assert "leave out --backbone and --adapter" in capsys.readouterr().err
+    assert main(["restore", str(photo), "--task", "derain", "--adapter", "x"]) == 2
+    assert "leave out --adapter, or name its --backbone" in capsys.readouterr().err
     assert main(["restore", str(photo), "--task", "deran"]) == 2
     assert "did you mean 'derain'" in capsys.readouterr().err
     assert not photo.with_name("photo_restored.png").exists()

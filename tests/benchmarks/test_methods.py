@@ -1,0 +1,46 @@
+"""The benchmark of all methods' steps: which rows it takes, and what it counts."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import methods  # noqa: E402
+
+from ir_peft import adapters  # noqa: E402
+from ir_peft.specs import load_specs  # noqa: E402
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def steps():
+    return methods.steps_of(ROOT / methods.FILE, "lr4_jpeg30", 1, CPU)
+
+
+def test_every_row_that_trains_is_measured_after_full_fine_tuning(steps):
+    rows = [spec for spec in load_specs(ROOT / methods.FILE) if spec.task == "lr4_jpeg30"]
+    assert set(steps) == {spec.label for spec in rows if spec.learns}
+    assert next(iter(steps)) == "Full fine-tuning"
+
+
+def test_bytes_are_those_of_the_tensors(steps, tmp_path):
+    few = {label: steps[label] for label in ("Full fine-tuning", "BitFit", "LoRA")}
+    full, bitfit, lora = methods.measure(few, 1, CPU)
+    model = steps["LoRA"].model
+    values = sum(p.numel() for p in adapters.trainable_parameters(model).values())
+    assert lora["trainable"] == values
+    assert lora["optimizer_bytes"] == 8 * values and lora["file_bytes"] == 4 * values
+    adapters.save_adapter(model, tmp_path / "lora")
+    file = (tmp_path / "lora" / "adapter_model.safetensors").stat().st_size
+    assert 0 <= file - lora["file_bytes"] < 20_000  # The names of the tensors.
+    assert bitfit["saved_bytes"] < lora["saved_bytes"] < full["saved_bytes"]
+    assert full["of_full"]["median"] == 1
+    record = {"backbone": "ipt_mini", "task": "lr4_jpeg30", "batch": 1, "rounds": 1}
+    record |= {"device": "here", "date": "2026-01-01T00:00", "rows": [full, bitfit, lora]}
+    text = methods.report(record | {"git": {"commit": "0123456789", "dirty": False}})
+    assert "| LoRA | 38,880 |" in text and "- file" in text and "commit 0123456," in text

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from . import metrics
 from .data.folders import find_pairs, read_pair
-from .data.images import read_image
+from .data.images import centre, read_image
 from .inference import restore
 from .names import did_you_mean
 
@@ -161,15 +161,6 @@ def evaluate_protocol(
             bar.update()
     bar.close()
     return rows
-
-
-def centre(image: Tensor, multiple: int) -> Tensor:
-    """The middle of (3, H, W) whose sides are multiples; the odd pixel goes at the bottom right."""
-    height, width = (side // multiple * multiple for side in image.shape[1:])
-    if not height or not width:
-        raise ValueError(f"an image of {tuple(image.shape[1:])} has no multiple of {multiple}")
-    top, left = (image.shape[1] - height) // 2, (image.shape[2] - width) // 2
-    return image[:, top : top + height, left : left + width]
 
 
 def noisy(gt: Tensor, sigma: int, noise: Noise, generator: np.random.RandomState) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from torch.utils.data import Dataset
 
 from ir_peft.data.degradations import Degradation
 from ir_peft.data.folders import FilePair, find_pairs, lookup, read_pair
-from ir_peft.data.images import read_image
+from ir_peft.data.images import centre, read_image
 from ir_peft.data.patches import (
     augment,
     integer_scale,
@@ -20,7 +21,7 @@ from ir_peft.data.patches import (
     test_generator,
 )
 
-__all__ = ["FolderPairs", "FolderPatches"]
+__all__ = ["FolderPairs", "FolderPatches", "FolderSets"]
 
 
 def _prepare(name: str, degradation: Degradation | None) -> tuple[int, bool, Degradation | None]:
@@ -78,20 +79,40 @@ class FolderPairs(Sequence):
         return pair.name, lq, gt
 
 
+class FolderSets(Sequence):
+    """Test pairs of several sets, one set after the other; an image is named `<set>/<image>`."""
+
+    def __init__(self, sets: Sequence[FolderPairs]):
+        self.places = [(pairs, index) for pairs in sets for index in range(len(pairs))]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> tuple[str, torch.Tensor, torch.Tensor]:
+        pairs, place = self.places[index]
+        name, lq, gt = pairs[place]
+        return f"{pairs.name}/{name}", lq, gt
+
+
 class FolderPatches(Dataset):
     """Seeded random patches of data sets on disk: the counterpart of `patches.Patches`.
 
-    Item i is a pure function of (seed, i): a file drawn uniformly over all sets, a place, one of
-    the 8 flips and rotations, then the degradation. Files are decoded for every item; use workers.
+    Item i is a pure function of (seed, i): a file of any of the sets, a place, one of the 8 flips
+    and rotations, then the degradation. Files are decoded for every item; use workers.
 
     Args:
         root: The folder that holds the data sets.
         names: Keys of :data:`~ir_peft.data.folders.FOLDER_SETS`, for example
-            ``folders.PAPER_SETS["lr4_noise30"][0]``.
+            ``("DIV2K", "Flickr2K")``.
         degradation: As in :class:`FolderPairs`.
         lq_size: Side p of the low-quality patch in pixels.
         seed: Non-negative seed of the whole set.
         length: Number of items, usually steps times batch size.
+        epoch: Items of an epoch, in each of which every file comes up equally often, in a new
+            order; of a last round that does not fill, some are left out. None draws each item's
+            file anew.
+        multiple: Pairs of a set that comes damaged are first cut around their centre to sides
+            divisible by it.
         any_count: Accept other numbers of images than the published ones.
 
     Raises:
@@ -107,13 +128,16 @@ class FolderPatches(Dataset):
         seed: int = 0,
         length: int = 1000,
         *,
+        epoch: int | None = None,
+        multiple: int = 1,
         any_count: bool = False,
     ):
         if isinstance(names, str) or not names:
             raise ValueError(f"names must be one or more data sets in a tuple, got {names!r}")
-        if lq_size < 1 or length < 1 or seed < 0:
-            raise ValueError("lq_size and length must be positive and seed >= 0")
+        if lq_size < 1 or length < 1 or seed < 0 or (epoch is not None and epoch < 1):
+            raise ValueError("lq_size, length and epoch must be positive and seed >= 0")
         self.lq_size, self.seed, self.length = lq_size, seed, length
+        self.epoch, self.multiple = epoch, multiple
         self.pairs: list[FilePair] = []
         for name in names:
             self.scale, damaged, self.rest = _prepare(name, degradation)
@@ -129,9 +153,11 @@ class FolderPatches(Dataset):
         if not 0 <= index < self.length:
             raise IndexError(f"item {index} of {self.length}")
         generator = item_generator(self.seed, index)
-        pair, p, s = self.pairs[randint(len(self.pairs), generator)], self.lq_size, self.scale
+        pair, p, s = self._file(index, generator), self.lq_size, self.scale
         if pair.lq is not None:
             lq, gt = read_pair(pair, s)
+            if s == 1:
+                lq, gt = (centre(x, self.multiple) for x in (lq, gt))
         else:
             gt = read_image(pair.gt)
             lq = gt[:, ::s, ::s]  # Only its size counts.
@@ -142,3 +168,18 @@ class FolderPatches(Dataset):
         gt = augment(gt[:, s * y : s * (y + p), s * x : s * (x + p)], turn)
         lq = gt if pair.lq is None else augment(lq[:, y : y + p, x : x + p], turn)
         return (lq if self.rest is None else self.rest(lq, generator).contiguous()), gt
+
+    def _file(self, index: int, generator: torch.Generator) -> FilePair:
+        files = len(self.pairs)
+        if self.epoch is None:
+            return self.pairs[randint(files, generator)]
+        epoch, place = divmod(index, self.epoch)
+        rounds = -(-self.epoch // files)
+        # Beyond the items' own numbers, so that no item shares the generator.
+        return self.pairs[_order(self.seed, self.length + epoch, rounds * files)[place] % files]
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, number: int, samples: int) -> list[int]:
+    """A random order of the samples of an epoch; kept, as all items of the epoch need it."""
+    return torch.randperm(samples, generator=item_generator(seed, number)).tolist()

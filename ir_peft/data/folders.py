@@ -20,7 +20,6 @@ from ir_peft.names import did_you_mean
 
 __all__ = [
     "FOLDER_SETS",
-    "PAPER_SETS",
     "Check",
     "CheckRow",
     "FilePair",
@@ -52,9 +51,21 @@ class FolderSet:
         """Whether the set comes with damaged files."""
         return self.layouts[0][1] is not None
 
+    def describe(self, scale: int = 1, damaged: bool = True) -> str:
+        """The layouts that `find_pairs` looks for, and how many images."""
+        ways = [[clean, *([low] if damaged and low else [])] for clean, low in self.layouts]
+        listed = " or ".join(" with ".join(way) for way in ways).format(scale=scale)
+        return listed + (f", {self.count} images" if self.count else "")
+
 
 def _sr(folder: str, low: str, count: int) -> FolderSet:
     return FolderSet(((folder, low),), count, scales=(2, 3, 4))
+
+
+def _sr_test(name: str, count: int, suffix: str = "x{scale}") -> FolderSet:
+    files = f"{name}/HR/*", f"{name}/LR_bicubic/X{{scale}}/*{suffix}"
+    in_artsr = tuple(f"ARTSR/{pattern}" for pattern in files)  # Where AdaptIR's release has them.
+    return FolderSet((files, in_artsr), count, scales=(2, 3, 4))
 
 
 def _flat(name: str, count: int) -> FolderSet:
@@ -81,11 +92,11 @@ FOLDER_SETS: dict[str, FolderSet] = {
     "Flickr2K": _sr(
         "Flickr2K/Flickr2K_HR/*", "Flickr2K/Flickr2K_LR_bicubic/X{scale}/*x{scale}", 2650
     ),
-    "Set5": _sr("Set5/HR/*", "Set5/LR_bicubic/X{scale}/*x{scale}", 5),
-    "Set14": _sr("Set14/HR/*", "Set14/LR_bicubic/X{scale}/*x{scale}", 14),
-    "B100": _sr("B100/HR/*", "B100/LR_bicubic/X{scale}/*x{scale}", 100),
-    "Urban100": _sr("Urban100/HR/*", "Urban100/LR_bicubic/X{scale}/*x{scale}", 100),
-    "Manga109": _sr("Manga109/HR/*", "Manga109/LR_bicubic/X{scale}/*_LRBI_x{scale}", 109),
+    "Set5": _sr_test("Set5", 5),
+    "Set14": _sr_test("Set14", 14),
+    "B100": _sr_test("B100", 100),
+    "Urban100": _sr_test("Urban100", 100),
+    "Manga109": _sr_test("Manga109", 109, "_LRBI_x{scale}"),
     "WED": _flat("WED", 4744),
     "BSD400": _flat("BSD400", 400),
     "BSD68": _flat("BSD68", 68),
@@ -124,17 +135,6 @@ FOLDER_SETS: dict[str, FolderSet] = {
     ),
 }
 """Every set that can be loaded, by name."""
-
-_SR_SETS = (("DIV2K", "Flickr2K"), ("Set5", "Set14", "B100", "Urban100", "Manga109"))
-_DENOISE_SETS = (("WED", "BSD400", "DIV2K", "Flickr2K"), ("CBSD68", "Urban100"))
-PAPER_SETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    **dict.fromkeys(("lr4_noise30", "lr4_jpeg30", "sr2", "sr3", "sr4"), _SR_SETS),
-    **dict.fromkeys(("denoise30", "denoise50"), _DENOISE_SETS),
-    "derain_light": (("RainTrainL",), ("Rain100L",)),
-    "derain_heavy": (("RainTrainH",), ("Rain100H",)),
-    "low_light": (("LOL_train",), ("LOL_test",)),
-}
-"""AdaptIR's (training sets, test sets) of each task; rain and low light come damaged."""
 
 
 @dataclass(frozen=True)

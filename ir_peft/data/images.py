@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from ir_peft.files import atomic_path
 from ir_peft.names import did_you_mean
 
-__all__ = ["as_tensor", "read_image", "write_image", "write_strips"]
+__all__ = ["as_tensor", "centre", "read_image", "write_image", "write_strips"]
 
 FORMATS = {
     ".png": {"format": "PNG"},
@@ -34,6 +34,15 @@ SIDES = {"WEBP": 16383, "JPEG": 65500}
 def as_tensor(image: np.ndarray) -> torch.Tensor:
     """Turn (H, W, 3) uint8 into (3, H, W) float32 in [0, 1]."""
     return torch.from_numpy(image.transpose(2, 0, 1).copy()).float() / 255
+
+
+def centre(image: torch.Tensor, multiple: int) -> torch.Tensor:
+    """The middle of (3, H, W) whose sides are multiples; the odd pixel goes at the bottom right."""
+    height, width = (side // multiple * multiple for side in image.shape[1:])
+    if not height or not width:
+        raise ValueError(f"an image of {tuple(image.shape[1:])} has no multiple of {multiple}")
+    top, left = (image.shape[1] - height) // 2, (image.shape[2] - width) // 2
+    return image[:, top : top + height, left : left + width]
 
 
 def read_image(path: str | Path) -> torch.Tensor:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ir_peft.data.degradations import TASKS, TEST_TASKS, Bicubic, GaussianNoise
 from ir_peft.data.folder_pairs import FolderPairs, FolderPatches
-from ir_peft.data.folders import FOLDER_SETS, PAPER_SETS, check, find_pairs
+from ir_peft.data.folders import FOLDER_SETS, check, find_pairs
 from ir_peft.data.images import as_tensor, read_image, write_image
 from ir_peft.data.patches import augment, test_generator
 
@@ -177,10 +177,18 @@ def test_clean_images_that_were_not_cropped_to_the_scale(set5):
         FolderPairs(set5, "Set5", TASKS["sr4"])[0]
 
 
-def test_paper_sets_are_known_sets_and_tasks():
-    assert set(PAPER_SETS) <= set(TASKS)
-    for train, test in PAPER_SETS.values():
-        assert set(train + test) <= set(FOLDER_SETS)
+def test_sr_test_sets_may_lie_where_the_release_has_them(set5):
+    (set5 / "ARTSR").mkdir()
+    shutil.move(set5 / "Set5", set5 / "ARTSR" / "Set5")
+    assert len(FolderPairs(set5, "Set5", TASKS["sr4"])) == 5
+    assert row(set5, "Set5", 4).ok
+
+
+def test_a_layout_in_words():
+    manga = FOLDER_SETS["Manga109"].describe(4).split(" or ")[0]
+    assert manga == "Manga109/HR/* with Manga109/LR_bicubic/X4/*_LRBI_x4"
+    assert FOLDER_SETS["DIV2K"].describe(damaged=False) == "DIV2K/DIV2K_train_HR/*, 800 images"
+    assert FOLDER_SETS["RainTrainH"].describe() == "RainTrainH/norain-* with RainTrainH/rain-*"
 
 
 # ---------------------------------------------------------------- patches

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 SYNTHETIC = {"derain_light": "rain", "derain_heavy": "rain", "low_light": "darkness"}
 """Damage that the papers take from data sets of its own and this project draws, by task."""
 
+# The paper's name of a test set of ours, in the tables where the two differ.
+PAPER_SETS = {"B100": "BSDS100", "LOL_test": "LOLv1"}
+
 
 def head(records: pd.DataFrame, frame: pd.DataFrame) -> str:
     """The line above a table: backbone, images, metric, training, device, commit, date, scale."""
@@ -27,6 +30,7 @@ def head(records: pd.DataFrame, frame: pd.DataFrame) -> str:
 
     one = records.iloc[0]
     images = list(dict.fromkeys(records["image"]))
+    sets = records.drop_duplicates("image").groupby("set", sort=False).size()
     backbone = records["backbone_parameters"].max()
     size = "" if backbone != backbone else f" ({backbone:,.0f} parameters)"
     crop = "whole images" if one["crop"] != one["crop"] else f"centre crops {one['crop']:.0f} px"
@@ -41,14 +45,21 @@ def head(records: pd.DataFrame, frame: pd.DataFrame) -> str:
     commits = ", ".join(sorted({commit[:7] for commit in records["commit"]}))
     dirty = " (with uncommitted changes)" if records["dirty"].any() else ""
     days = sorted({date[:10] for date in records["date"]})
+    if one["set"]:
+        listed = ", ".join(f"{name} ({count})" for name, count in sets.items())
+        tested = f"Test sets, with their numbers of images: {listed}, {crop}; values of a set are "
+        tested += "means over its images, others are means over the sets. "
+        tested += f"All images: {one['files']}. Weights: sha256 {one['weights']}. "
+    else:
+        tested = f"Test images: {one['test_set']} ({', '.join(images)}), {crop}; "
+        tested += f"values are means over these {len(images)} images. "
+    precise = "" if one["precision"] in (None, "no") else f", {one['precision']} autocast"
     text = (
-        f"Backbone `{one['backbone']}`{size}, task `{one['task']}`. "
-        f"Test images: {one['test_set']} ({', '.join(images)}), {crop}; "
-        f"values are means over these {len(images)} images. "
+        f"Backbone `{one['backbone']}`{size}, task `{one['task']}`. {tested}"
         f"Metric: {'Y' if one['channel'] == 'y' else 'RGB'} channel, border of "
         f"{one['crop_border']} px removed, outputs {rounded}, SSIM window {one['window']}. "
         f"Training: {one['steps']} steps, batch {one['batch_size']}, input patches "
-        f"{one['lq_size']} px, learning rate {rates}, seeds {all_of('seed')}. "
+        f"{one['lq_size']} px, learning rate {rates}{precise}, seeds {all_of('seed')}. "
         f"Memory: {all_of('peak_memory_what') or 'not measured'}. Device: {all_of('device')}. "
         f"Commit {commits}{dirty}, {' to '.join(dict.fromkeys([days[0], days[-1]]))}, "
         f"profile `{one['profile']}`."

@@ -18,6 +18,7 @@ PAPER_NUMBERS = Path(__file__).resolve().parents[1] / "results" / "paper_numbers
 
 # What has to be equal before two records may stand in one column.
 _CONVENTIONS = ("backbone", "profile", "steps", "batch_size", "lq_size", "test_set", "crop")
+_CONVENTIONS += ("precision", "files", "weights")
 _METRIC = ("channel", "crop_border", "round_to_uint8", "window")
 _TOP_KEYS = ("id", "spec", "profile", "curve", "seconds", "steps_per_second", "peak_memory")
 _TOP_KEYS += ("parameters", "adapter_bytes", "scores", "metric", "git", "device", "date")
@@ -86,8 +87,12 @@ def _flat(path: Path, record: dict) -> dict:
             "width": _width(spec.get("adapter", {})),
             "profile": profile["name"],
             **{k: profile.get(k) for k in ("steps", "batch_size", "test_set")},
+            **{k: profile.get(k) for k in ("precision", "weights")},
+            "files": ", ".join(f"{k} {n:,}" for k, n in profile.get("files", {}).items()),
             "lq_size": spec.get("patch") or profile.get("lq_size"),
-            "crop": min(filter(None, (spec.get("crop"), profile.get("crop"))), default=None),
+            "crop": _number(
+                min(filter(None, (spec.get("crop"), profile.get("crop"))), default=None)
+            ),
             **{k: metric[k] for k in _METRIC},
             "trainable": record["parameters"]["trainable"],
             "total": record["parameters"]["total"],
@@ -113,8 +118,9 @@ def load_records(*folders: str | Path) -> pd.DataFrame:
         *folders: Folders with one JSON file a record.
 
     Returns:
-        One line a (record, image): ``image``, ``psnr`` [dB], ``ssim``, ``image_seconds`` and the
-        record's flat columns (``id row label task trainable seconds ...``), sorted by id.
+        One line a (record, image): ``image``, ``set`` (what stands before the ``/`` in the image's
+        name, or ''), ``psnr`` [dB], ``ssim``, ``image_seconds`` and the record's flat columns
+        (``id row label task trainable seconds ...``), sorted by id.
 
     Raises:
         FileNotFoundError: A folder does not exist.
@@ -126,7 +132,8 @@ def load_records(*folders: str | Path) -> pd.DataFrame:
     for path, record in _read(folders):
         flat = _flat(path, record)
         for score in record["scores"]:
-            line = {"image": score["image"], "psnr": score["psnr"], "ssim": score["ssim"]}
+            line = {"image": score["image"], "set": score["image"].rpartition("/")[0]}
+            line |= {"psnr": score["psnr"], "ssim": score["ssim"]}
             lines.append({**flat, **line, "image_seconds": score.get("seconds")})
     return pd.DataFrame(lines)
 

@@ -43,6 +43,7 @@ def display(frame: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
     sets = [column for column in frame if column.startswith("paper ")][1:-1]
+    ours = [column for column in frame if column.startswith("ours ")]
     over = f"over {frame['against'].iloc[0]} [dB]"
     lines = []
     for _, r in frame.iterrows():
@@ -69,6 +70,12 @@ def display(frame: pd.DataFrame) -> pd.DataFrame:
             for column in sets:
                 star = "*" if column.removeprefix("paper ") in flags.split() else ""
                 line[column] = _clean(r[column], "{:.2f}") + star or "–"
+        for column in ours:  # Ours before the paper's, both with SSIM where there is one.
+            name = column.removeprefix("ours ")
+            line[name] = _clean(r[column], "{:.2f}") + _clean(r[f"ssim {column}"], " / {:.4f}")
+            if (printed := f"paper {name}") in sets:
+                ssim = r.get(f"ssim {printed}", float("nan"))
+                line[printed] = line.pop(printed) + _clean(ssim, " / {:.4f}")
         lines.append(line)
     shown = pd.DataFrame(lines)
     return shown.drop(columns=[c for c in (over, "below full [dB]") if (shown[c] == "").all()])

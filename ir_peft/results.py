@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .claims import PAPER_NAMES, check, claims, foot, head
+from .claims import PAPER_NAMES, PAPER_SETS, check, claims, foot, head
 from .files import write_text
 from .overview import overview
 from .records import (
@@ -61,9 +61,10 @@ def table(
 ) -> pd.DataFrame:
     """Make one table: a line a row, ours beside the paper's.
 
-    PSNR and SSIM are means over the images of each record, then over seeds; ``psnr_sd`` and
-    ``ssim_sd`` are sample standard deviations over seeds, ``psnr_spread`` is the best minus the
-    worst seed (all NaN for one seed). Costs are means over seeds.
+    PSNR and SSIM are means over the images of each record, by test set and then over the sets where
+    there are several, then over seeds; ``psnr_sd`` and ``ssim_sd`` are sample standard deviations
+    over seeds, ``psnr_spread`` is the best minus the worst seed (all NaN for one seed). Costs are
+    means over seeds.
 
     Args:
         records: From :func:`load_records`.
@@ -78,11 +79,12 @@ def table(
     Returns:
         Columns ``row label method width seeds trainable share psnr psnr_sd psnr_spread ssim ssim_sd
         gain gap seconds steps_per_second peak_memory adapter_bytes table task against``, then
-        ``paper params``, ``paper <set>`` (PSNR) and ``paper flags`` (sets whose printed value is a
-        probable typo). ``share`` is trainable / backbone parameters (NaN where no record tells the
-        latter), ``gain`` is against bicubic, or in a table without it the first borrowed row, which
-        ``against`` names, ``gap`` is full minus this row [dB]. A row that was not run has ``seeds``
-        0 and NaN.
+        ``ours <set>`` (PSNR) where images belong to published sets, then ``paper params``, ``paper
+        <set>`` (PSNR) and ``paper flags`` (sets whose printed value is a probable typo). ``ssim
+        ours <set>`` and ``ssim paper <set>`` are the SSIM of these columns. ``share`` is trainable
+        / backbone parameters (NaN where no record tells the latter), ``gain`` is against bicubic,
+        or in a table without it the first borrowed row, which ``against`` names, ``gap`` is full
+        minus this row [dB]. A row that was not run has ``seeds`` 0 and NaN.
 
     Raises:
         ValueError: Nothing matches, or the records must not share a column.
@@ -98,8 +100,9 @@ def table(
     labels = {**rows, **dict(chosen[["row", "label"]].drop_duplicates("row").values.tolist())}
 
     costs = ["trainable", "adapter_bytes", "seconds", "steps_per_second", "peak_memory"]
-    runs = chosen.groupby(["row", "id"], sort=False)[["psnr", "ssim", *costs]].mean()
-    byrow = runs.groupby("row")
+    scores = ["psnr", "ssim"]
+    bysets = chosen.groupby(["row", "id", "set"], sort=False)[[*scores, *costs]].mean()
+    byrow = bysets.groupby(["row", "id"], sort=False).mean().groupby("row")
     out = byrow.mean().join(byrow[["psnr", "ssim"]].std().add_suffix("_sd"))
     out["psnr_spread"] = (byrow["psnr"].max() - byrow["psnr"].min()).where(byrow.size() > 1)
     out["seeds"] = byrow.size()
@@ -119,6 +122,10 @@ def table(
         methods, _ = pd.factorize(out["method"], use_na_sentinel=False)
         out = out.iloc[np.lexsort((out["trainable"], methods))]
     out.index.name = "row"
+    for test_set in filter(None, chosen["set"].unique()):
+        ours = bysets.xs(test_set, level="set").groupby("row")[scores].mean()
+        called = PAPER_SETS.get(test_set, test_set)
+        out[f"ours {called}"], out[f"ssim ours {called}"] = ours["psnr"], ours["ssim"]
 
     numbers = load_paper_numbers() if paper_numbers is None else paper_numbers
     published = _published(numbers, paper, task)
@@ -139,9 +146,11 @@ def _words(row: str | None, label: str) -> str:
 
 
 def _published(numbers: pd.DataFrame, paper: str, task: str) -> pd.DataFrame:
-    """The paper's PSNR of one task: a line a method, columns as in :func:`table`."""
+    """The paper's scores of one task: a line a method, columns as in :func:`table`."""
     numbers = numbers[(numbers["paper"] == paper) & (numbers["version"] == "v1")]
-    numbers = numbers[(numbers["task"] == task) & (numbers["metric"] == "psnr")]
+    numbers = numbers[numbers["task"] == task]
+    ssim = numbers[numbers["metric"] == "ssim"]
+    numbers = numbers[numbers["metric"] == "psnr"]
     if numbers.empty:
         return numbers.set_index("method")[[]]
     sets = numbers["dataset"].unique()
@@ -149,19 +158,23 @@ def _published(numbers: pd.DataFrame, paper: str, task: str) -> pd.DataFrame:
     wide = wide.add_prefix("paper ")
     wide.insert(0, "paper params", numbers.groupby("method")["params"].first())
     flagged = numbers[numbers["flag"] != ""].groupby("method")["dataset"].agg(" ".join)
-    return wide.assign(**{"paper flags": flagged.reindex(wide.index).fillna("")})
+    wide = wide.assign(**{"paper flags": flagged.reindex(wide.index).fillna("")})
+    second = ssim.pivot(index="method", columns="dataset", values="value")
+    return wide.join(second.add_prefix("ssim paper "))
 
 
 def per_image(records: pd.DataFrame, *, task: str, metric: str = "psnr", **wanted) -> pd.DataFrame:
     """PSNR (or SSIM) per image: a line an image and ``mean``, a column a row of the table.
 
+    Where the images belong to several sets, ``mean`` is the mean of the sets' means.
     ``wanted`` narrows the records as in :func:`select`; several seeds are averaged.
     """
     chosen = comparable(select(with_borrowed(records), task=task, **wanted))
     wide = chosen.pivot_table(index="image", columns="row", values=metric, sort=False)
     known = list(planned(*chosen.iloc[0][["paper", "table", "task"]]))
     wide = wide[sorted(wide.columns, key=lambda row: (row not in known, [*known, row].index(row)))]
-    wide.loc["mean"] = wide.mean()
+    sets = wide.index.str.rpartition("/").get_level_values(0)
+    wide.loc["mean"] = wide.groupby(sets).mean().mean()
     return wide.rename_axis(columns=None)
 
 
@@ -202,7 +215,8 @@ def write_tables(
             checks[task] = check(frame, images, paper)
             bottom = foot(frame, images, numbers, task, paper)
             top = f"{head(part, frame)} {notes}".strip()
-            contents |= _files(f"{paper}-{name}-{task}", frame, images, top, bottom)
+            sets = [PAPER_SETS.get(one, one) for one in part["set"].unique() if one]
+            contents |= _files(f"{paper}-{name}-{task}", frame, images, top, bottom, sets)
         if len(frames) > 1:
             contents[f"{paper}-{name}-overview.md"] = overview(f"{paper}-{name}", frames, checks)
     for file, content in contents.items():
@@ -211,17 +225,25 @@ def write_tables(
 
 
 def _files(
-    stem: str, frame: pd.DataFrame, images: pd.DataFrame, top: str, bottom: Sequence[str]
+    stem: str,
+    frame: pd.DataFrame,
+    images: pd.DataFrame,
+    top: str,
+    bottom: Sequence[str],
+    sets: Sequence[str],
 ) -> dict[str, str]:
-    """File name -> content of one table."""
+    """File name -> content of one table; published `sets` have hundreds of images."""
     shown = display(frame)
     short = [column for column in shown if column in SHORT or column.startswith("over ")]
+    if sets:
+        kept = {"method", "trainable", *sets}
+        short = [name for name in shown if name in kept or name.startswith("paper ")]
     digits = images.map("{:.2f}".format).rename(columns=frame.set_index("row")["label"])
     digits = digits.rename_axis("PSNR [dB]").T.reset_index(names="PSNR [dB]")
     listed = "\n".join("- " + line.replace("* P", r"\* P") for line in bottom)
-    text = f"# {stem}\n\n{top}\n\n{to_markdown(shown)}\n{listed}\n\n## Per image\n\n"
+    text = f"# {stem}\n\n{top}\n\n{to_markdown(shown)}\n{listed}\n"
     return {
-        f"{stem}.md": text + to_markdown(digits),
+        f"{stem}.md": text if sets else f"{text}\n## Per image\n\n{to_markdown(digits)}",
         f"{stem}-short.md": to_markdown(shown[short]),
         f"{stem}.tex": to_latex(shown, top, bottom),
         f"{stem}-images.csv": images.round(6).to_csv(),

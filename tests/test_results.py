@@ -162,6 +162,57 @@ def test_per_image_has_the_rows_in_table_order_and_their_mean(records):
     assert wide["lora"].tolist() == pytest.approx([22.6, 23.6, 23.1])
 
 
+@pytest.fixture
+def by_set(tmp_path):
+    """Two rows on two published sets: one image of Set5, two of B100."""
+    made = [make_record("lora", 22.0), make_record("adaptir", 23.0)]
+    for record in made:
+        psnr = record["scores"][0]["psnr"]
+        record["profile"] |= {"test_set": "published", "crop": None, "precision": "bf16"}
+        record["profile"] |= {"name": "paper", "files": {"Set5": 1, "B100": 2}, "weights": "5ha"}
+        record["scores"] = [
+            {"image": name, "psnr": psnr + k, "ssim": 0.5 + k / 10, "seconds": 0.5}
+            for k, name in enumerate(("Set5/baby", "B100/1", "B100/2"))
+        ]
+    return load(tmp_path / "in", *made)
+
+
+def test_published_sets_have_columns_of_their_own(by_set):
+    frame = results.table(by_set, task="lr4_noise30", rows={})
+    rows = frame.set_index("row")
+    assert rows.loc["lora", ["ours Set5", "ours B100", "psnr"]].tolist() == [22.0, 23.5, 22.75]
+    assert rows.loc["lora", "ssim ours B100"] == pytest.approx(0.65)
+    assert rows.loc["lora", "ssim paper BSDS100"] == 0.5026
+    images = results.per_image(by_set, task="lr4_noise30")
+    assert images.loc["mean"].tolist() == pytest.approx([22.75, 23.75])
+    shown = results.display(frame)
+    names = shown.columns.tolist()
+    assert names[names.index("Set5") :] == ["Set5", "paper Set5", "B100", "paper BSDS100"]
+    assert "over bicubic [dB]" not in names
+    line = shown.set_index("method").loc["LoRA"]
+    assert line[names[-4:]].tolist() == [
+        "22.00 / 0.5000",
+        "25.19 / 0.6371",
+        "23.50 / 0.6500",
+        "23.82 / 0.5026",
+    ]
+
+
+def test_the_head_and_the_claims_of_published_sets(by_set, tmp_path):
+    frame = results.table(by_set, task="lr4_noise30", rows={})
+    head = results.head(by_set, frame)
+    assert "Set5 (1), B100 (2), whole images" in head and "baby" not in head
+    assert "All images: Set5 1, B100 2. Weights: sha256 5ha. " in head
+    assert "bf16 autocast" in head and "Mini scale" not in head
+    found = results.claims(frame, results.per_image(by_set, task="lr4_noise30"))
+    assert found[0][0] is True and "ahead on 3 of 3 images" in found[0][1]
+    assert not any("with the tail" in text for _, text in found)
+    text = results.write_tables(by_set, tmp_path / "out")[0].read_text()
+    assert "Per image" not in text
+    short = (tmp_path / "out" / "adaptir-hybrid-lr4_noise30-short.md").read_text()
+    assert short.startswith("| method | trainable | paper #param | paper Set14 |")
+
+
 def checked(records):
     frame = results.table(records, task="lr4_noise30")
     return results.claims(frame, results.per_image(records, task="lr4_noise30"))

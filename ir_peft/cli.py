@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -43,9 +44,18 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("run", help="run the rows of an experiment file")
     command.add_argument("file", help="for example experiments/adaptir.toml")
-    command.add_argument("--profile", default="demo", help="smoke, demo (default) or full")
+    command.add_argument("--profile", default="demo", help="smoke, demo (default), full or paper")
     command.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows")
     command.add_argument("--tasks", nargs="+", metavar="TASK", help="only these tasks")
+    command.add_argument("--data", type=Path, help="paper: the folder of the published data sets")
+    command.add_argument("--weights", type=Path, help="paper: the authors' file, IPT_pretrain.pt")
+    command.add_argument("--precision", choices=["no", "bf16"], help="no is float32, the default")
+    command.add_argument(
+        "--workers",
+        type=int,
+        default=min(8, os.cpu_count() or 1),
+        help="paper: processes that read images; default: one a core, at most 8",
+    )
     command.set_defaults(command=_run)
 
     command = commands.add_parser("reproduce", help="every table, figure and notebook")
@@ -138,9 +148,13 @@ def _profile(name: str):
 
 
 def _run(options: argparse.Namespace) -> None:
-    from . import experiments, reproduce
+    from . import adaptir_protocol, experiments, reproduce
 
     specs = experiments.load_specs(options.file)
+    profile = _profile(options.profile)
+    if options.precision:
+        profile = replace(profile, precision=options.precision)
+    every = specs
     for kind, wanted in (("row", options.rows), ("task", options.tasks)):
         if wanted:
             known = {getattr(spec, kind) for spec in specs}
@@ -150,7 +164,24 @@ def _run(options: argparse.Namespace) -> None:
                     f"{options.file} has no {kind} {sorted(unknown)}; it has {sorted(known)}"
                 )
             specs = [spec for spec in specs if getattr(spec, kind) in wanted]
-    reproduce.run_all(specs, _profile(options.profile))
+    if profile.epochs is None:
+        if options.data or options.weights:
+            raise ValueError(f"--data and --weights are for --profile paper, not {profile.name}")
+        reproduce.run_all(specs, profile)
+        return
+    if not (options.data and options.weights):
+        raise ValueError(
+            f"--profile {profile.name} takes published images and the authors' weights: "
+            "--data FOLDER --weights IPT_pretrain.pt"
+        )
+    sources = adaptir_protocol.Sources(options.data, options.weights, options.workers)
+    for line in adaptir_protocol.check(specs, profile, sources):
+        print(line)
+    reproduce.run_all(specs, profile, sources=sources)
+    tasks = {spec.task for spec in specs}
+    rows = [spec for spec in every if spec.task in tasks]
+    for path in reproduce.write_paper_tables(rows, profile, sources):
+        print(f"wrote {path}")
 
 
 def _reproduce(options: argparse.Namespace) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from torch import Tensor
@@ -52,7 +52,8 @@ def evaluate(
         TypeError: an image is not a floating-point tensor.
         FloatingPointError: the model's output is not finite.
     """
-    pairs = list(pairs)
+    if not isinstance(pairs, Sequence):  # One that reads files is not to be held in memory.
+        pairs = list(pairs)
     if not pairs:
         raise ValueError("there are no image pairs to evaluate")
     rows = []

@@ -9,7 +9,6 @@ without its provenance reaches a table.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -17,8 +16,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
-from . import adapters, backbones, devices
+from . import adapters, adaptir_protocol, backbones, devices
 from .adapters.core import base_parameters
 from .data import degradations, patches, photos
 from .evaluate import evaluate
@@ -50,7 +50,12 @@ def folders(profile: Profile, git: dict[str, Any], root: Path) -> tuple[Path, Pa
 
 
 def run(
-    spec: Spec, profile: Profile, *, root: str | Path = ".", progress: bool = True
+    spec: Spec,
+    profile: Profile,
+    *,
+    root: str | Path = ".",
+    sources: adaptir_protocol.Sources | None = None,
+    progress: bool = True,
 ) -> dict[str, Any]:
     """Runs one row, or returns its finished record.
 
@@ -61,19 +66,26 @@ def run(
         spec: what is run.
         profile: how much effort it gets.
         root: the checkout whose `results/` and `runs/` are used.
+        sources: where published images and weights are, for a profile with `epochs`.
         progress: show progress bars.
 
     Returns:
         The record, as written to `<root>/results/records/<id>.json` or `<root>/runs/...`.
 
     Raises:
-        FileNotFoundError: a test photograph, a backbone or (profile without training) the shipped
-            adapter is missing.
-        ValueError: the shipped adapter was trained with another spec.
+        FileNotFoundError: an image, a backbone or (profile without training) the shipped adapter is
+            missing.
+        ValueError: the shipped adapter was trained with another spec; the profile needs sources;
+            the device lacks the precision.
         FloatingPointError: the loss or a score is not finite.
     """
     root = Path(root).resolve()
     git = git_state(root)
+    devices.check_precision(profile.precision, devices.pick())
+    if profile.epochs is not None:
+        profile = adaptir_protocol.fit(profile, spec, sources)
+    elif sources:
+        raise ValueError(f"profile {profile.name} takes no published images: leave out sources")
     name = run_id(spec, profile)
     records, weights = folders(profile, git, root)
     path = records / f"{name}.json"
@@ -82,16 +94,14 @@ def run(
         # A recomputed record speaks for the code that made it, and for no other.
         if profile.trains or (record["git"] == git and not git["dirty"]):
             return record
-    tests = photos.test_set(profile.test_set)[: profile.images]
-    crop = min(profile.crop, spec.crop or profile.crop)
-    pairs = patches.make_test_pairs(tests, degradations.TEST_TASKS[spec.task], crop=crop)
+    pairs = _test_pairs(spec, profile, sources)
     # A run resumes only where the code is the same: no checkpoint crosses to another commit.
     state = f"{(git['commit'] or 'nogit')[:8]}{'-dirty' if git['dirty'] else ''}"
     work = root / "runs" / profile.name / f"{run_id(spec.training, profile)}-{state}"
     record: dict[str, Any] = {
         "id": name,
         "spec": spec.to_dict(),
-        "profile": asdict(profile),
+        "profile": profile.to_dict(),
         "curve": [],
         "seconds": 0.0,
         "steps_per_second": None,
@@ -99,6 +109,8 @@ def run(
         "parameters": {"trainable": 0, "total": 0, "backbone": None},
         "adapter_bytes": 0,
     }
+    if sources:
+        record["protocol"] = adaptir_protocol.facts(spec.task)
     if spec.method == "bicubic":
         scale = degradations.TASKS[spec.task].scale
         model: Any = partial(degradations.bicubic_resize, scale=scale)
@@ -107,12 +119,12 @@ def run(
         if spec.learns and not profile.trains:
             folder = adapters.find_adapter(spec.tag)
             record |= training_facts(spec, root)
-        model = adapted_model(spec, profile).to(devices.pick())
+        model = adapted_model(spec, profile, sources and sources.weights).to(devices.pick())
         trainable, total = adapters.count_parameters(model)
         backbone = sum(p.numel() for p in set(base_parameters(model).values()))
         record["parameters"] = {"trainable": trainable, "total": total, "backbone": backbone}
         if spec.learns and profile.trains:
-            result = _train(model, spec, profile, work, progress)
+            result = _train(model, spec, profile, work, sources, progress)
             record["curve"] = result.curve
             record["seconds"] = result.seconds
             record["steps_per_second"] = result.steps / result.seconds
@@ -152,9 +164,15 @@ def training_facts(spec: Spec, root: Path) -> dict[str, Any]:
     )
 
 
-def adapted_model(spec: Spec, profile: Profile) -> nn.Module:
-    """The backbone with its adapter: a fresh one if the profile trains, else the shipped one."""
-    model = _backbone(spec)
+def adapted_model(spec: Spec, profile: Profile, weights: Path | None = None) -> nn.Module:
+    """The backbone with its adapter: a fresh one if the profile trains, else the shipped one.
+
+    Args:
+        spec: the row.
+        profile: decides which adapter.
+        weights: a checkpoint of the backbone that `spec` names; None: it is found by that name.
+    """
+    model = _backbone(spec, weights)
     if hasattr(model, "set_task"):  # A backbone with a head and a tail for each task.
         model.set_task(spec.task)
     if spec.learns and not profile.trains:
@@ -166,7 +184,9 @@ def adapted_model(spec: Spec, profile: Profile) -> nn.Module:
     return adapters.attach_adapter(model, spec.method, **options).eval()
 
 
-def _backbone(spec: Spec) -> nn.Module:
+def _backbone(spec: Spec, weights: Path | None) -> nn.Module:
+    if weights is not None:
+        return backbones.load_backbone(weights, name=spec.backbone)
     if spec.pretrained:
         return backbones.load_backbone(spec.backbone)
     with torch.random.fork_rng():
@@ -174,8 +194,15 @@ def _backbone(spec: Spec) -> nn.Module:
         return backbones.create_backbone(spec.backbone)
 
 
-def training_set(spec: Spec, profile: Profile) -> patches.Patches:
-    """Seeded patches of the training photographs, degraded for the spec's task or tasks."""
+def training_set(
+    spec: Spec, profile: Profile, sources: adaptir_protocol.Sources | None = None
+) -> Dataset:
+    """Seeded patches of the training photographs, degraded for the spec's task or tasks.
+
+    With `sources`, those of the published images in the paper's protocol.
+    """
+    if sources:
+        return adaptir_protocol.training_set(spec, profile, sources)
     tasks = [degradations.TASKS[name] for name in spec.train_tasks or (spec.task,)]
     return patches.Patches(
         photos.train_photos(),
@@ -193,12 +220,27 @@ def validation_pairs(spec: Spec, profile: Profile) -> list:
     return patches.make_test_pairs(photos.validation_photos(), task, crop=crop)
 
 
+def _test_pairs(spec: Spec, profile: Profile, sources: adaptir_protocol.Sources | None):
+    if sources:
+        return adaptir_protocol.scored_pairs(spec, profile, sources)
+    tests = photos.test_set(profile.test_set)[: profile.images]
+    crop = min(profile.crop, spec.crop or profile.crop)
+    return patches.make_test_pairs(tests, degradations.TEST_TASKS[spec.task], crop=crop)
+
+
 def _convention(spec: Spec) -> dict[str, Any]:
     """The part of the metric that `evaluate` is told."""
     return {key: spec.metric[key] for key in ("channel", "crop_border")}
 
 
-def _train(model: nn.Module, spec: Spec, profile: Profile, work: Path, progress: bool):
+def _train(
+    model: nn.Module,
+    spec: Spec,
+    profile: Profile,
+    work: Path,
+    sources: adaptir_protocol.Sources | None,
+    progress: bool,
+):
     pairs = validation_pairs(spec, profile) if profile.validate_every else []
 
     def validate(model: nn.Module) -> dict[str, float]:
@@ -207,7 +249,7 @@ def _train(model: nn.Module, spec: Spec, profile: Profile, work: Path, progress:
 
     return train(
         model,
-        training_set(spec, profile),
+        training_set(spec, profile, sources),
         steps=profile.steps,
         batch_size=profile.batch_size,
         lr=spec.lr,
@@ -215,9 +257,10 @@ def _train(model: nn.Module, spec: Spec, profile: Profile, work: Path, progress:
         precision=profile.precision,
         seed=spec.seed,
         out=work,
-        checkpoint_every=max(1, profile.steps // 8),
-        log_every=max(1, profile.steps // 30),
+        checkpoint_every=min(1000, max(1, profile.steps // 8)),
+        log_every=min(500, max(1, profile.steps // 30)),
         validate=validate if profile.validate_every else None,
         validate_every=profile.validate_every,
+        workers=sources.workers if sources else 0,
         progress=progress,
     )

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .adaptir_protocol import Sources, fit
 from .backbones import bundled_tags
-from .experiments import Profile, Spec, folders, load_specs, run
+from .experiments import Profile, Spec, folders, load_specs, run, run_id
 from .files import atomic_path
 from .names import did_you_mean
 from .provenance import git_state
@@ -23,6 +24,12 @@ NOTES = (
     "the other on a machine with other work; `benchmarks/train_step.py` compares side by side."
 )
 """A sentence for the head of every table."""
+
+PAPER_NOTES = (
+    "Training and test follow the released code of AdaptIR where `adaptir_protocol` does not say "
+    "otherwise. AdaptIR has one width for all tasks here, in the paper's columns one for each."
+)
+"""Sentences for the head of a table in the paper's own protocol."""
 
 
 def reproduce(profile: Profile, root: str | Path = ".") -> None:
@@ -70,7 +77,8 @@ def ready(specs: list[Spec], profile: Profile, root: Path) -> list[Spec]:
     if profile.trains:
         able = [spec for spec in specs if not spec.pretrained or _has_weights(spec.backbone)]
         lacking = sorted({spec.backbone for spec in specs if not _has_weights(spec.backbone)})
-        why = f"there are no weights of {', '.join(lacking)} (ir-peft pretrain TAG makes them)"
+        why = f"there are no weights of {', '.join(lacking)} (ir-peft pretrain TAG makes small ones"
+        why += ", run --profile paper takes the authors')"
     else:
         paths = (root / "results" / "records").glob("*.json")
         committed = [json.loads(path.read_text(encoding="utf-8"))["spec"] for path in paths]
@@ -87,7 +95,9 @@ def _has_weights(backbone: str) -> bool:
     return backbone in bundled_tags() or Path(backbone).is_file()
 
 
-def run_all(specs: list, profile: Profile, root: str | Path = ".") -> list[dict]:
+def run_all(
+    specs: list, profile: Profile, root: str | Path = ".", sources: Sources | None = None
+) -> list[dict]:
     """Runs every spec under one progress bar and prints a line a record."""
     from tqdm import tqdm
 
@@ -95,14 +105,29 @@ def run_all(specs: list, profile: Profile, root: str | Path = ".") -> list[dict]
     bar = tqdm(specs, desc=f"rows ({profile.name})", unit="row")
     for spec in bar:
         bar.set_postfix_str(f"{spec.task} {spec.row}")
-        record = run(spec, profile, root=root)
-        scores = [row["psnr"] for row in record["scores"]]
-        mean = sum(scores) / len(scores)
-        bar.write(
-            f"{spec.task:12} {spec.label:26} {mean:6.2f} dB on {record['profile']['test_set']}"
-        )
+        record = run(spec, profile, root=root, sources=sources)
+        sets: dict[str, list[float]] = {}
+        for row in record["scores"]:
+            name = row["image"].rpartition("/")[0] or record["profile"]["test_set"]
+            sets.setdefault(name, []).append(row["psnr"])
+        means = [f"{sum(each) / len(each):.2f} dB on {name}" for name, each in sets.items()]
+        bar.write(f"{spec.task:12} {spec.label:26} {', '.join(means)}")
         records.append(record)
     return records
+
+
+def write_paper_tables(
+    specs: list[Spec], profile: Profile, sources: Sources, root: str | Path = "."
+) -> list[Path]:
+    """Tables of those of the specs that were run, here or earlier, with the paper's columns."""
+    from . import results
+
+    root = Path(root).resolve()
+    records, _ = folders(profile, git_state(root), root)
+    ids = {run_id(spec, fit(profile, spec, sources)) for spec in specs}
+    frame = results.load_records(records)
+    frame = frame[frame["id"].isin(ids)]
+    return results.write_tables(frame, records.parent / "tables", notes=f"{NOTES} {PAPER_NOTES}")
 
 
 def write_figures(

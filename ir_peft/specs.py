@@ -39,7 +39,8 @@ class Spec:
     label: str
     """How tables and figures call the row."""
     backbone: str
-    """A bundled tag or the path of a checkpoint, for `load_backbone`; see `pretrained`."""
+    """A bundled tag or the path of a checkpoint, for `load_backbone`; see `pretrained`. In the
+    profile paper an architecture, whose weights come from a file of the user."""
     task: str
     """A key of `degradations.TASKS`."""
     method: str
@@ -109,19 +110,20 @@ class Profile:
     """How much effort every row of a table gets; equal for all of them."""
 
     name: str
-    """smoke, demo or full."""
+    """smoke, demo, full or paper."""
     trains: bool
     """Train the row here, or recompute it from the shipped adapter."""
     steps: int
-    """Optimiser steps."""
+    """Optimiser steps; see `epochs`."""
     batch_size: int
     """Patches per step."""
     lq_size: int
     """Side of the degraded training patch in pixels."""
     test_set: str
-    """photos6 or photos11."""
-    crop: int
-    """Side of the centred crop of each test photograph, in pixels of the clean image."""
+    """photos6, photos11, or published: the sets of the task in the paper."""
+    crop: int | None
+    """Side of the centred crop of each test photograph, in pixels of the clean image; None keeps
+    the image whole."""
     images: int | None = None
     """Only the first so many test photographs (plumbing tests)."""
     schedule: str = "multistep"
@@ -132,6 +134,21 @@ class Profile:
     """Steps between two validations; 0 is never."""
     trusted: bool = False
     """Records of a clean checkout may enter `results/`."""
+    epochs: int | None = None
+    """Passes over the published training images of a task, which set `steps` once the images are
+    counted; None trains on the photographs of the package."""
+    any_count: bool = False
+    """Accept other numbers of images than the published ones (plumbing tests)."""
+    files: dict[str, int] | None = None
+    """Images of each published set, as counted before the run."""
+    weights: str | None = None
+    """sha256 of the authors' checkpoint that the run starts from."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The profile as it stands in a record; names of older records stay as they are."""
+        later = {"epochs": None, "any_count": False, "files": None, "weights": None}
+        unset = {key for key, value in later.items() if getattr(self, key) == value}
+        return {key: value for key, value in asdict(self).items() if key not in unset}
 
 
 _FULL = Profile(
@@ -158,6 +175,18 @@ PROFILES: dict[str, Profile] = {
     ),
     "demo": replace(_FULL, name="demo", trains=False, trusted=False),
     "full": _FULL,
+    # The numbers of AdaptIR's release. Not trusted: a fully fine-tuned IPT of 476 MB must not land
+    # in the package.
+    "paper": Profile(
+        name="paper",
+        trains=True,
+        steps=0,
+        epochs=500,
+        batch_size=16,
+        lq_size=48,
+        test_set="published",
+        crop=None,
+    ),
 }
 
 
@@ -232,6 +261,6 @@ def _known(path: Path, place: str, keys: Iterable[str], allowed: set[str]) -> No
 
 def run_id(spec: Spec, profile: Profile) -> str:
     """`paper-table-task-row-sSEED-HASH`; the hash covers every field of both."""
-    text = json.dumps([spec.to_dict(), asdict(profile)], sort_keys=True)
+    text = json.dumps([spec.to_dict(), profile.to_dict()], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return f"{spec.paper}-{spec.table}-{spec.task}-{spec.row}-s{spec.seed}-{digest}"

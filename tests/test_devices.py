@@ -22,6 +22,18 @@ def test_a_device_that_is_not_there_is_refused():
             devices.pick(name)
 
 
+def test_bf16_is_refused_where_it_would_be_emulated(monkeypatch):
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an old GPU")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    with pytest.raises(ValueError, match="an old GPU has no bf16: use precision no"):
+        devices.check_precision("bf16", cuda)
+    devices.check_precision("no", cuda)
+    devices.check_precision("bf16", torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    devices.check_precision("bf16", cuda)
+
+
 @pytest.mark.gpu
 def test_the_name_is_that_of_the_device_in_use():
     assert device_name() == torch.cuda.get_device_name(devices.pick())

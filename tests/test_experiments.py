@@ -67,11 +67,13 @@ def test_every_row_fits_its_backbone():
     }
     for spec in specs.values():
         recipe = pretrain.RECIPES.get(spec.backbone)
-        model = (
-            create_backbone(recipe.backbone, scale=recipe.scale)
-            if recipe
-            else load_backbone(spec.backbone)
-        )
+        if recipe:
+            model = create_backbone(recipe.backbone, scale=recipe.scale)
+        elif spec.backbone in backbones.BACKBONES:  # Of full size, for the paper's own protocol.
+            with torch.device("meta"):
+                model = create_backbone(spec.backbone)
+        else:
+            model = load_backbone(spec.backbone)
         options = {"modules_to_save": spec.modules_to_save} if spec.modules_to_save else {}
         attach_adapter(model, spec.method, **spec.adapter, **options)
         trainable, total = count_parameters(model)

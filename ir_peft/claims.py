@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 SYNTHETIC = {"derain_light": "rain", "derain_heavy": "rain", "low_light": "darkness"}
 """Damage that the papers take from data sets of its own and this project draws, by task."""
 
-# The paper's name of a test set of ours, in the tables where the two differ.
-PAPER_SETS = {"B100": "BSDS100", "LOL_test": "LOLv1"}
-
 
 def head(records: pd.DataFrame, frame: pd.DataFrame) -> str:
     """The line above a table: backbone, images, metric, training, device, commit, date, scale."""

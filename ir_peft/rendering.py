@@ -13,6 +13,8 @@ SHORT = (
     "method", "trainable", "PSNR [dB]", "SSIM", "below full [dB]", "paper Set14", "paper Urban100",
 )  # fmt: skip
 """Columns of the short version of a table, the one of the README, beside "over ..."."""
+PAPER_SETS = {"B100": "BSDS100", "LOL_test": "LOLv1"}
+"""The paper's name of a test set of ours, in the tables where the two differ."""
 
 
 def _clean(value: float, pattern: str) -> str:
@@ -73,7 +75,7 @@ def display(frame: pd.DataFrame) -> pd.DataFrame:
         for column in ours:  # Ours before the paper's, both with SSIM where there is one.
             name = column.removeprefix("ours ")
             line[name] = _clean(r[column], "{:.2f}") + _clean(r[f"ssim {column}"], " / {:.4f}")
-            if (printed := f"paper {name}") in sets:
+            for printed in {f"paper {name}", f"paper {PAPER_SETS.get(name)}"} & set(sets):
                 ssim = r.get(f"ssim {printed}", float("nan"))
                 line[printed] = line.pop(printed) + _clean(ssim, " / {:.4f}")
         lines.append(line)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .claims import PAPER_NAMES, PAPER_SETS, check, claims, foot, head
+from .claims import PAPER_NAMES, check, claims, foot, head
 from .files import write_text
 from .overview import overview
 from .records import (
@@ -124,8 +124,7 @@ def table(
     out.index.name = "row"
     for test_set in filter(None, chosen["set"].unique()):
         ours = bysets.xs(test_set, level="set").groupby("row")[scores].mean()
-        called = PAPER_SETS.get(test_set, test_set)
-        out[f"ours {called}"], out[f"ssim ours {called}"] = ours["psnr"], ours["ssim"]
+        out[f"ours {test_set}"], out[f"ssim ours {test_set}"] = ours["psnr"], ours["ssim"]
 
     numbers = load_paper_numbers() if paper_numbers is None else paper_numbers
     published = _published(numbers, paper, task)
@@ -215,7 +214,7 @@ def write_tables(
             checks[task] = check(frame, images, paper)
             bottom = foot(frame, images, numbers, task, paper)
             top = f"{head(part, frame)} {notes}".strip()
-            sets = [PAPER_SETS.get(one, one) for one in part["set"].unique() if one]
+            sets = [one for one in part["set"].unique() if one]
             contents |= _files(f"{paper}-{name}-{task}", frame, images, top, bottom, sets)
         if len(frames) > 1:
             contents[f"{paper}-{name}-overview.md"] = overview(f"{paper}-{name}", frames, checks)

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+JOBS = "rows at once, each a process; default: the cores, 1 on a GPU and for full and paper"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; user errors end in one clear line and exit code 2."""
@@ -56,10 +58,12 @@ def _parser() -> argparse.ArgumentParser:
         default=min(8, os.cpu_count() or 1),
         help="paper: processes that read images; default: one a core, at most 8",
     )
+    command.add_argument("--jobs", type=int, help=JOBS)
     command.set_defaults(command=_run)
 
     command = commands.add_parser("reproduce", help="every table, figure and notebook")
     command.add_argument("--profile", default="demo", help="smoke, demo (default) or full")
+    command.add_argument("--jobs", type=int, help=JOBS)
     command.set_defaults(command=_reproduce)
 
     command = commands.add_parser("restore", help="restore an image file")
@@ -148,7 +152,7 @@ def _profile(name: str):
 
 
 def _run(options: argparse.Namespace) -> None:
-    from . import adaptir_protocol, experiments, reproduce
+    from . import adaptir_protocol, experiments, reproduce, sweep
 
     specs = experiments.load_specs(options.file)
     profile = _profile(options.profile)
@@ -167,7 +171,7 @@ def _run(options: argparse.Namespace) -> None:
     if profile.epochs is None:
         if options.data or options.weights:
             raise ValueError(f"--data and --weights are for --profile paper, not {profile.name}")
-        reproduce.run_all(specs, profile)
+        sweep.run_all(specs, profile, jobs=options.jobs)
         return
     if not (options.data and options.weights):
         raise ValueError(
@@ -177,7 +181,7 @@ def _run(options: argparse.Namespace) -> None:
     sources = adaptir_protocol.Sources(options.data, options.weights, options.workers)
     for line in adaptir_protocol.check(specs, profile, sources):
         print(line)
-    reproduce.run_all(specs, profile, sources=sources)
+    sweep.run_all(specs, profile, sources=sources, jobs=options.jobs)
     tasks = {spec.task for spec in specs}
     rows = [spec for spec in every if spec.task in tasks]
     for path in reproduce.write_paper_tables(rows, profile, sources):
@@ -187,7 +191,7 @@ def _run(options: argparse.Namespace) -> None:
 def _reproduce(options: argparse.Namespace) -> None:
     from . import reproduce
 
-    reproduce.reproduce(_profile(options.profile))
+    reproduce.reproduce(_profile(options.profile), jobs=options.jobs)
 
 
 def _restore(options: argparse.Namespace) -> None:

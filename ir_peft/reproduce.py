@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from .adaptir_protocol import Sources, fit
 from .backbones import bundled_tags
-from .experiments import Profile, Spec, folders, load_specs, run, run_id
+from .experiments import Profile, Spec, folders, load_specs, run_id
 from .files import atomic_path
 from .names import did_you_mean
 from .provenance import git_state
+from .sweep import run_all
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,12 +33,19 @@ PAPER_NOTES = (
 """Sentences for the head of a table in the paper's own protocol."""
 
 
-def reproduce(profile: Profile, root: str | Path = ".") -> None:
+def reproduce(profile: Profile, root: str | Path = ".", jobs: int | None = None) -> None:
     """Runs every experiment file and every notebook of a checkout in one profile.
+
+    The profile smoke runs one task and seed of each row.
 
     Tables and figures go to `runs/<profile>/`, those of trusted records to `results/`; executed
     notebooks always to `runs/<profile>/notebooks/`. A profile that only recomputes is compared
     with the committed records.
+
+    Args:
+        profile: how much effort each row gets.
+        root: the checkout.
+        jobs: rows at once, see `sweep.run_all`.
 
     Raises:
         FileNotFoundError: `root` is no checkout of the project.
@@ -54,7 +62,9 @@ def reproduce(profile: Profile, root: str | Path = ".") -> None:
         )
     records, _ = folders(profile, git_state(root), root)
     specs = ready([spec for file in files for spec in load_specs(file)], profile, root)
-    ids = {record["id"] for record in run_all(specs, profile, root)}
+    if profile.name == "smoke":
+        specs = list({(spec.paper, spec.table, spec.row): spec for spec in specs}.values())
+    ids = {record["id"] for record in run_all(specs, profile, root, jobs=jobs)}
     frame, curves = results.load_records(records), results.load_curves(records)
     frame = frame[frame["id"].isin(ids)]  # The folder may hold other runs, on other images.
     for path in results.write_tables(frame, records.parent / "tables", notes=NOTES):
@@ -93,27 +103,6 @@ def ready(specs: list[Spec], profile: Profile, root: Path) -> list[Spec]:
 
 def _has_weights(backbone: str) -> bool:
     return backbone in bundled_tags() or Path(backbone).is_file()
-
-
-def run_all(
-    specs: list, profile: Profile, root: str | Path = ".", sources: Sources | None = None
-) -> list[dict]:
-    """Runs every spec under one progress bar and prints a line a record."""
-    from tqdm import tqdm
-
-    records = []
-    bar = tqdm(specs, desc=f"rows ({profile.name})", unit="row")
-    for spec in bar:
-        bar.set_postfix_str(f"{spec.task} {spec.row}")
-        record = run(spec, profile, root=root, sources=sources)
-        sets: dict[str, list[float]] = {}
-        for row in record["scores"]:
-            name = row["image"].rpartition("/")[0] or record["profile"]["test_set"]
-            sets.setdefault(name, []).append(row["psnr"])
-        means = [f"{sum(each) / len(each):.2f} dB on {name}" for name, each in sets.items()]
-        bar.write(f"{spec.task:12} {spec.label:26} {', '.join(means)}")
-        records.append(record)
-    return records
 
 
 def write_paper_tables(

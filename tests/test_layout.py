@@ -79,7 +79,9 @@ ARROWS = {
         "plots",
         "provenance",
         "results",
+        "sweep",
     },
+    "sweep": {"adaptir_protocol", "devices", "experiments", "specs"},
     "cli": {
         "adapters",
         "adaptir_protocol",
@@ -93,6 +95,7 @@ ARROWS = {
         "restorers",
         "stereo",
         "stereo_inference",
+        "sweep",
     },
 }
 

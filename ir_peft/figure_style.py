@@ -35,9 +35,15 @@ COLORS = {
     "asteisr": "#882255",
     "asteisr_spatial": "#aa4499",
     "asteisr_stereo": "#332288",
-    "vpt": "#44aa99",
+    "vpt": "#2166ac",
     "ssf": "#999933",
-    "fact": "#ddcc77",
+    "fact": "#7b3fa0",
+    "peft_lora": "#4477aa",
+    "dora": "#ee6677",
+    "loha": "#228833",
+    "oft": "#66ccee",
+    "ia3": "#aa3377",
+    "vera": "#bbbb33",
 }
 _RC = {
     "font.family": "DejaVu Sans",
@@ -134,24 +140,47 @@ def save_figure(
     return written[0], written[1]
 
 
+def near(levels: Sequence[float], points: Sequence[float], reach: float = 0.75) -> list[bool]:
+    """Which levels an axis over the points shows without squeezing the points together.
+
+    Args:
+        levels: PSNRs of references [dB].
+        points: PSNRs that the figure is about [dB].
+        reach: How far a level may be off, in ranges of the points.
+    """
+    low, high = min(points), max(points)
+    room = reach * max(high - low, 0.1)
+    return [low - room <= level <= high + room for level in levels]
+
+
 def reference_lines(
-    ax: Axes, table: pd.DataFrame, rows: Sequence[str], *, vertical: bool
+    ax: Axes, table: pd.DataFrame, rows: Sequence[str], points: Sequence[float], *, vertical: bool
 ) -> list[float]:
     """Draw a dashed line at the PSNR of each of the rows that exists; the legend names it.
+
+    A row far off the points has its number in the legend, but no line.
 
     Returns:
         The PSNRs drawn [dB].
     """
     values = table.set_index("row")[["label", "psnr"]]
-    drawn = values.loc[[row for row in rows if row in values.index]]
-    for row, (label, psnr) in drawn.iterrows():
-        line = ax.axvline if vertical else ax.axhline
-        line(psnr, color=color(row), ls="--", lw=1.4, zorder=1, label=f"{label} {psnr:.2f} dB")
-    return drawn["psnr"].tolist()
+    wanted = values.loc[[row for row in rows if row in values.index]]
+    shown = wanted[near(wanted["psnr"], points)]
+    for row, (label, psnr) in wanted.iterrows():
+        text = f"{label} {psnr:.2f} dB"
+        if row in shown.index:
+            line = ax.axvline if vertical else ax.axhline
+            line(psnr, color=color(row), ls="--", lw=1.4, zorder=1, label=text)
+        else:
+            ax.plot([], [], " ", label=f"{text} (off the axis)")
+    return shown["psnr"].tolist()
 
 
 def place_labels(
-    ax: Axes, points: Sequence[tuple[float, float, str, str]], levels: Sequence[float] = ()
+    ax: Axes,
+    points: Sequence[tuple[float, float, str, str]],
+    levels: Sequence[float] = (),
+    between: Sequence[tuple[float, float]] = (),
 ) -> None:
     """Label points, each as near as nothing else is hit.
 
@@ -159,6 +188,7 @@ def place_labels(
         ax: Axes with their final limits.
         points: x, y, text, colour of each point; the text is drawn in a darker shade.
         levels: Heights of horizontal lines that labels keep off.
+        between: Further places x, y that labels keep off, e.g. along lines between the points.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import to_rgb
@@ -173,6 +203,8 @@ def place_labels(
     inside = ax.get_window_extent()
     rulers = ax.transData.transform([(points[0][0], level) for level in levels])
     taken += [Bbox.from_extents(inside.x0, y - 2, inside.x1, y + 2) for _, y in rulers]
+    if between:
+        taken += [Bbox.from_bounds(x - 2, y - 2, 4, 4) for x, y in ax.transData.transform(between)]
     around = [(9, 0, "left"), (-9, 0, "right"), (8, 9, "left"), (8, -9, "left")]
     around += [(-8, 9, "right"), (-8, -9, "right"), (0, 11, "center"), (0, -11, "center")]
     places = [(dx * far, dy * far, at) for far in (1, 2, 3.2, 4.5) for dx, dy, at in around]

@@ -28,12 +28,15 @@ from .figure_style import (
     stamp,
     style,
 )
+from .variant_plots import ablation, overview, psnr_dots, scalability
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
 
 __all__ = [
     "COLORS",
+    "ablation",
     "alone_or_with_tail",
     "channel_bars",
     "color",
@@ -41,8 +44,10 @@ __all__ = [
     "curves",
     "efficiency_bars",
     "has_color",
+    "overview",
     "radial_spectrum",
     "save_figure",
+    "scalability",
     "spectra",
     "stamp",
     "style",
@@ -85,46 +90,45 @@ def efficiency_bars(table: pd.DataFrame) -> Figure:
         for ax, (column, unit, title) in zip(axes[0], panels, strict=True):
             costs = (run["trainable"] > 0) & (run[column] > 0)
             values = np.where(costs | (column == "psnr"), run[column] / unit, np.nan)
-            colors = [color(row) for row in run["row"]]
-            if column == "psnr":
-                sd = run["psnr_sd"].fillna(0)
-                ax.hlines(y, values.min() - 0.3, values, color=colors, linewidth=1.5)
-                ax.errorbar(values, y, xerr=sd, fmt="none", ecolor="#444444", capsize=3)
-                ax.scatter(values, y, color=colors, s=45, zorder=3)
-            else:
-                bars = ax.barh(y, values, color=colors, height=0.7)
-                for bar, row in zip(bars, run["row"], strict=True):
-                    bar.set_alpha(1.0 if _filled(row) else 0.6)
             ax.set_title(title, fontsize=10)
             ax.grid(axis="y", visible=False)
             ax.tick_params(axis="y", length=0)
             if np.isnan(values).all():
                 ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center")
-                continue
-            low, high = np.nanmin(values), np.nanmax(values)
-            digits = 2 if column == "psnr" else 0 if high >= 100 else 1
-            for k, value in enumerate(values):
-                if value == value:
-                    ax.annotate(
-                        f"{value:.{digits}f}", (value, k), (7 if column == "psnr" else 4, 0),
-                        textcoords="offset points", va="center", fontsize=8.5,
-                    )  # fmt: skip
-            if column == "trainable":
-                ax.set_xscale("log")
-                ax.set_xlim(low / 3, high * 6)
-                ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-                ax.xaxis.set_minor_formatter(NullFormatter())
             elif column == "psnr":
-                ax.set_xlim(low - 0.3, high + 0.3 * (high - low) + 0.1)
+                psnr_dots(ax, run)
             else:
-                ax.set_xlim(0, high * 1.28)
+                _cost_bars(ax, run, values, log=column == "trainable")
         axes[0, 0].set_yticks(y, run["label"])
         axes[0, 0].set_ylim(-0.6, len(run) - 0.4)
     return fig
 
 
+def _cost_bars(ax: Axes, run: pd.DataFrame, values: np.ndarray, *, log: bool) -> None:
+    """Draw one cost [the panel's unit] of each row, NaN where there is none."""
+    bars = ax.barh(
+        np.arange(len(run)), values, color=[color(row) for row in run["row"]], height=0.7
+    )
+    for bar, row in zip(bars, run["row"], strict=True):
+        bar.set_alpha(1.0 if _filled(row) else 0.6)
+    low, high = np.nanmin(values), np.nanmax(values)
+    for k, value in enumerate(values):
+        if value == value:
+            ax.annotate(
+                f"{value:.{0 if high >= 100 else 1}f}", (value, k), (4, 0),
+                textcoords="offset points", va="center", fontsize=8.5,
+            )  # fmt: skip
+    if log:
+        ax.set_xscale("log")
+        ax.set_xlim(low / 3, high * 6)
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        ax.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        ax.set_xlim(0, high * 1.28)
+
+
 def tradeoff(table: pd.DataFrame) -> Figure:
-    """Draw PSNR against trainable parameters (log scale), bicubic as a line, frozen left out."""
+    """Draw PSNR against trainable parameters (log scale); lines: bicubic and frozen, if near."""
     run = _run(table)
     trained = run[run["trainable"] > 0].sort_values("psnr", ascending=False)
     with style():
@@ -137,17 +141,18 @@ def tradeoff(table: pd.DataFrame) -> Figure:
                 marker="o", markersize=8, color=color(r["row"]), capsize=3, markeredgewidth=2,
                 markerfacecolor=color(r["row"]) if _filled(r["row"]) else "white",
             )  # fmt: skip
-        levels = reference_lines(ax, run, ["bicubic"], vertical=False)
+        levels = reference_lines(ax, run, ["bicubic", "frozen"], trained["psnr"], vertical=False)
         shown = [*trained["psnr"], *levels]
-        low, high = min(shown), max(shown)
-        ax.set_ylim(low - 0.1 * (high - low) - 0.05, high + 0.1 * (high - low) + 0.05)
+        room = 0.1 * (max(shown) - min(shown)) + 0.01
+        ax.set_ylim(min(shown) - room, max(shown) + room)
         ax.set_xlim(trained["trainable"].min() / 3, trained["trainable"].max() * 3)
         ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v / 1e3:,g}K"))
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_minor_formatter(NullFormatter())
         ax.set(xlabel="trainable parameters (log scale)", ylabel="PSNR [dB]")
-        ax.plot([], [], "o", color="#444444", mfc="white", mew=2, label="adapter alone")
-        ax.plot([], [], "o", color="#444444", mew=2, label="with trained tail")
+        if trained["row"].str.endswith("_tail").any():
+            ax.plot([], [], "o", color="#444444", mfc="white", mew=2, label="adapter alone")
+            ax.plot([], [], "o", color="#444444", mew=2, label="with trained tail")
         fig.legend(loc="outside upper center", ncols=4, fontsize=9)
         points = [
             (r["trainable"], r["psnr"], r["label"], color(r["row"])) for _, r in trained.iterrows()
@@ -184,7 +189,8 @@ def alone_or_with_tail(table: pd.DataFrame) -> Figure:
                     va="center", ha="left" if side > 0 else "right", fontsize=9, zorder=4,
                     bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
                 )  # fmt: skip
-        reference_lines(ax, run, ["frozen", "bicubic", "tail", "full"], vertical=True)
+        points = run.loc[[*methods, *(f"{row}_tail" for row in methods)], "psnr"]
+        reference_lines(ax, run, ["frozen", "bicubic", "tail", "full"], points, vertical=True)
         fig.legend(loc="outside upper center", ncols=4, fontsize=9)
         low, high = ax.get_xlim()
         ax.set_xlim(low - 0.05 * (high - low), high + 0.08 * (high - low))
@@ -200,7 +206,7 @@ def curves(curve: pd.DataFrame) -> Figure:
 
     Args:
         curve: From :func:`ir_peft.results.load_curves`, of one task: columns ``row label seed step
-            loss`` and optionally ``val_psnr``. Dashed: the adapter alone.
+            loss`` and optionally ``val_psnr``. Dashed: the adapter alone; thin: further seeds.
     """
     palette = list(COLORS.values())
     panels = [("loss", "training loss (L1)")]
@@ -212,17 +218,18 @@ def curves(curve: pd.DataFrame) -> Figure:
             lines = dict(iter(curve.dropna(subset=[column]).groupby(["row", "seed"])))
             for row, seed in sorted(lines, key=lambda key: (palette.index(color(key[0])), *key)):
                 line = lines[row, seed].sort_values("step")
+                first = seed == min(other for name, other in lines if name == row)
                 ax.plot(
-                    line["step"], line[column], color=color(row), label=line["label"].iloc[0],
-                    linestyle="-" if _filled(row) else "--", linewidth=1.8,
+                    line["step"], line[column], color=color(row), linewidth=1.8 if first else 0.8,
+                    linestyle="-" if _filled(row) else "--",
+                    label=line["label"].iloc[0] if first else None,
                 )  # fmt: skip
             ax.set(xlabel="step", title=title)
         axes[0, 0].set_yscale("log")
         axes[0, 0].yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
         axes[0, 0].yaxis.set_minor_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
         handles, labels = axes[0, 0].get_legend_handles_labels()
-        once = dict(zip(labels, handles, strict=True))
-        fig.legend(once.values(), once.keys(), loc="outside right center", fontsize=9)
+        fig.legend(handles, labels, loc="outside right center", fontsize=9)
     return fig
 
 

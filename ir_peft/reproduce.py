@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from .sweep import run_all
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 NOTES = (
     "Train [s], steps/s and peak memory are those of the process that trained the row, one after "
@@ -122,31 +123,50 @@ def write_paper_tables(
 def write_figures(
     frame: pd.DataFrame, curves: pd.DataFrame, folder: Path, profile: Profile
 ) -> list[Path]:
-    """Draws cost, trade-off, the limit of the frozen tail and the curves of every table of methods.
-
-    Tables of variants (ablations, bases) are left to the notebooks, which know what they vary.
-    """
+    """Draws the figures that belong to each table, see `figures`; stamped in the smoke profile."""
     from matplotlib import pyplot
 
     from . import plots, results
 
     written = []
-    for (paper, name, task), part in frame.groupby(["paper", "table", "task"]):
-        table = results.table(part, task=task)
-        if not all(map(plots.has_color, table["row"])):
-            continue
-        figures = {
-            "efficiency": plots.efficiency_bars(table),
-            "tradeoff": plots.tradeoff(table),
-            "curves": plots.curves(curves[curves["id"].isin(part["id"])]),
-        }
-        if table["row"].str.endswith("_tail").any():
-            figures["tail"] = plots.alone_or_with_tail(table)
-        for kind, figure in figures.items():
-            stem = f"{paper}-{name}-{task}-{kind}"
-            written += plots.save_figure(figure, folder, stem, smoke=profile.name == "smoke")
+    for (paper, name), records in results.with_borrowed(frame).groupby(["paper", "table"]):
+        for kind, figure in figures(f"{paper}-{name}", records, curves):
+            stem, smoke = f"{paper}-{name}-{kind}", profile.name == "smoke"
+            written += plots.save_figure(figure, folder, stem, smoke=smoke)
             pyplot.close(figure)
     return written
+
+
+def figures(name: str, records: pd.DataFrame, curves: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
+    """The figures of one table, each with the end of its file's name.
+
+    A table of methods has an overview of its tasks, a trade-off for each, and cost and curves for
+    the two tasks with the most runs; where the tail was trained as well, what that changes. Tables
+    of variants have one figure, or none: those without colours are left to the notebooks.
+    """
+    from . import plots, results
+
+    tables = {task: results.table(part, task=task) for task, part in records.groupby("task")}
+    variants = {"adaptir-ablation": "ablation", "adaptir-scaling": "scalability"}
+    if name in variants:
+        for task, table in tables.items():
+            if table["gain"].notna().sum() > 1:  # The reference and a variant were run.
+                yield f"{task}-{variants[name]}", getattr(plots, variants[name])(table)
+        return
+    tables = {task: table for task, table in tables.items() if (table["trainable"] > 0).any()}
+    if not all(plots.has_color(row) for table in tables.values() for row in table["row"]):
+        return
+    if len(tables) > 1:
+        yield "overview", plots.overview(tables)
+    runs = records.groupby("task")["id"].nunique().nlargest(2)
+    for task, table in tables.items():
+        yield f"{task}-tradeoff", plots.tradeoff(table)
+        if task in runs:
+            yield f"{task}-efficiency", plots.efficiency_bars(table)
+            ids = records.loc[records["task"] == task, "id"]
+            yield f"{task}-curves", plots.curves(curves[curves["id"].isin(ids)])
+        if table["row"].str.endswith("_tail").any():
+            yield f"{task}-tail", plots.alone_or_with_tail(table)
 
 
 def compare(frame: pd.DataFrame, root: Path) -> None:

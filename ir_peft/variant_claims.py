@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .verdicts import Claim, beside, leads, seeds_spread, verdict
+from .verdicts import Claim, beside, chance, leads, seeds_spread, verdict
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,10 +46,9 @@ def depthwise_is_free(rows: pd.DataFrame) -> Claim:
     listed = [
         f"{rows['label'][row]} {cost[row]:+.2f} dB for {size[row]:+,.0f} values" for row in run
     ]
-    chance = 0.0 if spread != spread else spread
     text = f"{title}: {', '.join(listed)}"
-    text += f"; the seeds' spread is {spread:.2f} dB" if chance else ""
-    return bool(cost.max() <= chance), text
+    text += f"; the seeds' spread is {spread:.2f} dB" if spread == spread else ""
+    return bool(cost.max() <= chance(spread)), text
 
 
 def scaling_claims(frame: pd.DataFrame, images: pd.DataFrame) -> list[Claim]:
@@ -67,21 +66,22 @@ def scaling_claims(frame: pd.DataFrame, images: pd.DataFrame) -> list[Claim]:
 
 def leads_at_every_size(curves: dict[str, pd.DataFrame]) -> Claim:
     """AdaptIR leads the best of the others, read off their lines at AdaptIR's sizes."""
-    ours, spread = curves["adaptir"], _spread(curves)
-    size = np.log(ours["trainable"].to_numpy(dtype=float))
-    others = {
-        method: np.interp(size, np.log(part["trainable"].to_numpy(dtype=float)), part["psnr"])
-        for method, part in curves.items()
-        if method != "adaptir"
-    }
-    ahead = ours["psnr"].to_numpy() - np.max(list(others.values()), axis=0)
-    best = np.array(list(others))[np.argmax(list(others.values()), axis=0)]
-    listed = [
-        f"{lead:+.2f} dB at {count:,.0f} ({method})"
-        for lead, count, method in zip(ahead, ours["trainable"], best, strict=True)
-    ]
-    text = "AdaptIR leads at every size: against the best of the others on the lines between "
-    text += f"their points, {', '.join(listed)}"
+    title = "AdaptIR leads at every size"
+    ahead, listed, spread = [], [], _spread(curves)
+    for _, point in curves["adaptir"].iterrows():
+        size, best = np.log(point["trainable"]), {}
+        for method, part in curves.items():
+            # Below its smallest size a method counts with that size, beyond its largest not at all.
+            if method != "adaptir" and point["trainable"] <= part["trainable"].max():
+                best[_name(part)] = np.interp(size, np.log(part["trainable"]), part["psnr"])
+        if best:
+            name = max(best, key=best.get)
+            ahead.append(point["psnr"] - best[name])
+            listed.append(f"{ahead[-1]:+.2f} dB at {point['trainable']:,.0f} values ({name})")
+    if not ahead:
+        return None, f"{title}: no other method was run at its sizes"
+    text = f"{title}: against the best of the others on the lines between their points "
+    text += ", ".join(listed)
     text += f"; the seeds' spread is {spread:.2f} dB" if spread == spread else ""
     return verdict(ahead, spread), text
 
@@ -90,9 +90,14 @@ def gains_most_from_size(curves: dict[str, pd.DataFrame]) -> Claim:
     """From its smallest to its largest size AdaptIR gains more than the others."""
     gains = {m: part["psnr"].iloc[-1] - part["psnr"].iloc[0] for m, part in curves.items()}
     lead = gains["adaptir"] - max(gain for method, gain in gains.items() if method != "adaptir")
-    listed = ", ".join(f"{method} {gain:+.2f}" for method, gain in gains.items())
+    listed = ", ".join(f"{_name(curves[method])} {gain:+.2f}" for method, gain in gains.items())
     text = f"AdaptIR gains most from size: {beside(lead, _spread(curves), 'the next')}; "
-    return verdict([lead], _spread(curves)), text + f"smallest to largest, {listed} dB"
+    return verdict([lead], _spread(curves)), text + f"smallest to largest {listed} dB"
+
+
+def _name(curve: pd.DataFrame) -> str:
+    """A method's name: the label of one of its sizes without the size."""
+    return curve["label"].iloc[0].split(",")[0]
 
 
 def _spread(curves: dict[str, pd.DataFrame]) -> float:
@@ -117,12 +122,11 @@ def peft_claims(frame: pd.DataFrame, images: pd.DataFrame) -> list[Claim]:
         found.append((verdict([lead], spread), text))
     if "peft_lora" in psnr:
         apart, spread = psnr["lora"] - psnr["peft_lora"], seeds_spread(rows, "lora")
-        chance = 0.0 if spread != spread else spread
-        text = f"LoRA is the same in both libraries: {beside(apart, spread)}, ours less theirs"
-        found.append((bool(abs(apart) <= chance), text))
+        text = f"LoRA is the same in both libraries: ours less theirs {beside(apart, spread)}"
+        found.append((bool(abs(apart) <= chance(spread)), text))
     if "frozen" in psnr:
         low = psnr[theirs].idxmin()
         lead = psnr[low] - psnr["frozen"]
         text = f"Every method of Hugging Face peft beats the frozen backbone: least {label[low]}, "
-        found.append((bool(lead > 0), text + f"{lead:+.2f} dB"))
+        found.append((verdict([lead], float("nan")), text + f"{lead:+.2f} dB"))
     return found

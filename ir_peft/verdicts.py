@@ -18,11 +18,19 @@ Claim = tuple["bool | None", str]
 WORDS = {True: "Holds here", False: "Does not hold here", None: "Not decided here"}
 
 
+RESOLUTION = 0.005
+"""Differences below it are printed as 0.00 dB and decide nothing either."""
+
+
+def chance(spread: float) -> float:
+    """The largest difference [dB] that decides nothing, from the seeds' spread (NaN: one seed)."""
+    return max(RESOLUTION, 0.0 if spread != spread else spread)
+
+
 def verdict(leads: Iterable[float], spread: float) -> bool | None:
-    """Whether all leads [dB] are real: None if the least is within the seeds' spread (NaN: 0)."""
+    """Whether all leads [dB] are real: None if the least may be chance."""
     least = min(leads)
-    chance = 0.0 if spread != spread else spread
-    return True if least > chance else False if least <= -chance else None
+    return None if abs(least) <= chance(spread) else bool(least > 0)
 
 
 def seeds_spread(rows: pd.DataFrame, *names: str) -> float:
@@ -54,9 +62,7 @@ def leads(rows: pd.DataFrame, us: str, others: Iterable[str], title: str) -> Cla
         return None, f"{title}: needs {us} and one of {', '.join(others)}"
     spread = seeds_spread(rows, us, *run)
     ahead = psnr[us] - psnr[run]
-    listed = ", ".join(
-        f"{lead:+.2f} dB against {rows['label'][row]}" for row, lead in ahead.items()
-    )
-    if spread == spread:
-        listed += f"; the seeds' spread is {spread:.2f} dB"
-    return verdict(ahead, spread), f"{title}: {listed}"
+    text = f"{title}: {rows['label'][us]} against "
+    text += ", ".join(f"{rows['label'][row]} {lead:+.2f} dB" for row, lead in ahead.items())
+    text += f"; the seeds' spread is {spread:.2f} dB" if spread == spread else ""
+    return verdict(ahead, spread), text

@@ -5,11 +5,12 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from ir_peft import results
+from ir_peft import plots, results
 from ir_peft.experiments import PROFILES, load_specs, run_id
-from ir_peft.reproduce import compare, ready, reproduce, write_figures
+from ir_peft.reproduce import compare, figures, ready, reproduce, write_figures
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMITTED = ROOT / "results" / "records"
@@ -62,6 +63,34 @@ def test_every_table_gets_four_figures(tmp_path):
     kinds = {path.stem.rsplit("-", 1)[1] for path in written}
     assert kinds == {"efficiency", "tradeoff", "tail", "curves"}
     assert all(path.stat().st_size > 1000 for path in written) and len(written) == 8
+
+
+def test_each_table_gets_the_figures_of_its_kind(monkeypatch):
+    for kind in ("overview", "tradeoff", "efficiency_bars", "curves", "ablation"):
+        monkeypatch.setattr(plots, kind, lambda *_: None)
+    frame, curves = results.load_records(COMMITTED), results.load_curves(COMMITTED)
+    methods = frame[(frame["table"] == "hybrid") & frame["row"].isin(["frozen", "lora", "adaptir"])]
+    methods = methods.assign(table="ipt", profile="full")
+    noise = methods[methods["task"] == "lr4_noise30"]
+    third = noise.assign(task="sr4", id="third-" + noise["id"])
+
+    def kinds(name, records):
+        return [kind for kind, _ in figures(name, records, curves)]
+
+    one_task = ["lr4_noise30-tradeoff", "lr4_noise30-efficiency", "lr4_noise30-curves"]
+    assert kinds("adaptir-ipt", noise) == one_task
+    three = kinds("adaptir-ipt", pd.concat([methods, third]))
+    assert three.count("overview") == 1 and sum("tradeoff" in kind for kind in three) == 3
+    assert (
+        sum("efficiency" in kind for kind in three) == sum("curves" in kind for kind in three) == 2
+    )
+    variant = noise[noise["row"] == "lora"].assign(table="ablation", row="lim", id="lim")
+    borrowed = results.with_borrowed(pd.concat([noise, variant]))
+    assert kinds("adaptir-ablation", borrowed[borrowed["table"] == "ablation"]) == [
+        "lr4_noise30-ablation"
+    ]
+    # Without the row that it is compared with, or without colours, a table has no figure.
+    assert kinds("adaptir-ablation", variant) == kinds("adair-ablation", variant) == []
 
 
 def test_what_cannot_run_is_named_and_left_out(capsys):

@@ -165,7 +165,7 @@ def figures(name: str, records: pd.DataFrame, curves: pd.DataFrame) -> Iterator[
             yield f"{task}-efficiency", plots.efficiency_bars(table)
             ids = records.loc[records["task"] == task, "id"]
             yield f"{task}-curves", plots.curves(curves[curves["id"].isin(ids)])
-        if table["row"].str.endswith("_tail").any():
+        if table.loc[table["psnr"].notna(), "row"].str.endswith("_tail").any():
             yield f"{task}-tail", plots.alone_or_with_tail(table)
 
 

@@ -50,6 +50,7 @@ from .rows import FrozenConfig, FullConfig
 from .sites import nearest
 from .ssf import SSF, SSFConfig
 from .vpt import VPT, VPTConfig
+from .wrappers import AdaptedLayer
 
 ADAPTERS: dict[str, type[Adapter] | None] = {
     "adaptir": AdaptIR,
@@ -119,6 +120,7 @@ __all__ = [
     "AdaptFormerConfig",
     "AdaptIR",
     "AdaptIRConfig",
+    "AdaptedLayer",
     "Adapter",
     "AdapterConfig",
     "BitFit",

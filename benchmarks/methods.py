@@ -28,42 +28,48 @@ from train_step import Runner
 from ir_peft import adapters, devices, experiments, results
 from ir_peft.files import write_text
 from ir_peft.provenance import device_name, git_state, versions
+from ir_peft.specs import Spec
 
 FILE = "experiments/adaptir_ipt.toml"
 TABLES = ("ipt", "peft")
 
 
-def steps_of(file: Path, task: str, batch: int, device: torch.device) -> dict[str, Runner]:
-    """Label -> the step of every row that trains; the first is full fine-tuning."""
+def rows_of(file: Path, task: str) -> dict[str, Spec]:
+    """The rows that train; the first is full fine-tuning."""
     chosen = [
         spec
         for spec in experiments.load_specs(file)
         if spec.learns and spec.table in TABLES and (spec.task, spec.seed) == (task, 0)
     ]
     chosen.sort(key=lambda spec: spec.row != "full")
+    return {spec.row: spec for spec in chosen}
+
+
+def steps_of(rows: dict[str, Spec], batch: int, device: torch.device) -> dict[str, Runner]:
+    """The step of every row."""
     profile = experiments.PROFILES["full"]
     steps = {}
-    for spec in chosen:
+    for row, spec in rows.items():
         side = spec.patch or profile.lq_size
         x = torch.rand(batch, 3, side, side, generator=torch.Generator().manual_seed(0))
         model = adapters.train_mode(experiments.adapted_model(spec, profile).to(device))
-        steps[spec.label] = Runner(model, x.to(device), "peft", "fp32")
+        steps[row] = Runner(model, x.to(device), "peft", "fp32")
     return steps
 
 
 def measure(steps: dict[str, Runner], rounds: int, device: torch.device) -> list[dict[str, Any]]:
-    """One line a method."""
+    """One entry a row."""
     times = harness.alternate(steps, rounds, device)
     first = next(iter(steps))
-    rows = []
-    for label, step in steps.items():
+    entries = []
+    for row, step in steps.items():
         trained = [p for p in step.model.parameters() if p.requires_grad]
-        rows.append(
+        entries.append(
             {
-                "label": label,
+                "row": row,
                 "trainable": sum(p.numel() for p in trained),
-                "seconds": torch.tensor(times[label], dtype=torch.float64).median().item(),
-                "of_full": harness.ratio(times[label], times[first]),
+                "seconds": torch.tensor(times[row], dtype=torch.float64).median().item(),
+                "of_full": harness.ratio(times[row], times[first]),
                 "saved_bytes": harness.saved_bytes(step.model, step),
                 "optimizer_bytes": 2 * sum(p.numel() * p.element_size() for p in trained),
                 "file_bytes": sum(
@@ -72,7 +78,7 @@ def measure(steps: dict[str, Runner], rounds: int, device: torch.device) -> list
                 ),
             }
         )
-    return rows
+    return entries
 
 
 def report(record: dict[str, Any]) -> str:
@@ -117,7 +123,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
     options = parser.parse_args()
     device = devices.pick(options.device)
-    steps = steps_of(options.file, options.task, options.batch, device)
+    rows = rows_of(options.file, options.task)
+    steps = steps_of(rows, options.batch, device)
     record = {
         "backbone": next(iter(steps.values())).model.name,
         "task": options.task,
@@ -127,7 +134,10 @@ def main() -> None:
         "versions": versions(),
         "git": git_state(Path.cwd()),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "rows": measure(steps, options.rounds, device),
+        "rows": [
+            {"label": rows[entry["row"]].label, **entry}
+            for entry in measure(steps, options.rounds, device)
+        ],
     }
     write_text(options.out / f"methods-{device.type}.json", json.dumps(record, indent=1) + "\n")
     write_text(options.out / "methods.md", report(record))

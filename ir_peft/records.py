@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PAPER_NUMBERS = Path(__file__).resolve().parents[1] / "results" / "paper_numbers.csv"
+STEP_COSTS = PAPER_NUMBERS.parent / "benchmarks" / "methods-cpu.json"
 
 # What has to be equal before two records may stand in one column.
 _CONVENTIONS = ("backbone", "profile", "steps", "batch_size", "lq_size", "test_set", "crop")
@@ -160,6 +161,23 @@ def load_paper_numbers(path: str | Path | None = None) -> pd.DataFrame:
     numbers = pd.read_csv(path, dtype={"flag": str, "note": str, "dataset": str, "backbone": str})
     texts = ["dataset", "flag", "note", "backbone"]
     return numbers.fillna(dict.fromkeys(texts, ""))
+
+
+def load_step_costs(backbone: str, path: str | Path | None = None) -> pd.DataFrame | None:
+    """Read what `benchmarks/methods.py` measured: time and memory of a step of every method.
+
+    Returns:
+        A line a row, ``step_seconds`` and ``saved_bytes``; None where this backbone was not
+        measured.
+    """
+    import pandas as pd
+
+    path = Path(path or STEP_COSTS)
+    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if record.get("backbone") != backbone:
+        return None
+    costs = pd.DataFrame(record["rows"]).set_index("row")[["seconds", "saved_bytes"]]
+    return costs.rename(columns={"seconds": "step_seconds"})
 
 
 def select(records: pd.DataFrame, **wanted: str) -> pd.DataFrame:

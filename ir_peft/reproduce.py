@@ -162,7 +162,8 @@ def figures(name: str, records: pd.DataFrame, curves: pd.DataFrame) -> Iterator[
     for task, table in tables.items():
         yield f"{task}-tradeoff", plots.tradeoff(table)
         if task in runs:
-            yield f"{task}-efficiency", plots.efficiency_bars(table)
+            costs = results.load_step_costs(records["backbone"].iloc[0])
+            yield f"{task}-efficiency", plots.efficiency_bars(table, costs)
             ids = records.loc[records["task"] == task, "id"]
             yield f"{task}-curves", plots.curves(curves[curves["id"].isin(ids)])
         if table.loc[table["psnr"].notna(), "row"].str.endswith("_tail").any():

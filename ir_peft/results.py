@@ -20,6 +20,7 @@ from .records import (
     load_curves,
     load_paper_numbers,
     load_records,
+    load_step_costs,
     select,
 )
 from .rendering import SHORT, display, to_latex, to_markdown
@@ -37,6 +38,7 @@ __all__ = [
     "load_curves",
     "load_paper_numbers",
     "load_records",
+    "load_step_costs",
     "per_image",
     "planned",
     "select",

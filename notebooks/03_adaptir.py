@@ -402,12 +402,14 @@ if "peft" in set(records["table"]):
 # %% [markdown]
 # ## 8. What it costs
 #
-# Trainable parameters, training time, memory and PSNR of each row. An adapter saves *storage*:
-# its file holds only what was trained. It saves part of the time, because the gradients of frozen
-# weights are not computed, and little memory: the activations have to be kept all the same.
+# Trainable parameters, time and memory of a training step, and PSNR of each row. Time and memory
+# were measured side by side, with all methods taking turns
+# ([benchmarks/methods.py](../benchmarks/methods.py)). An adapter saves *storage*: its file holds
+# only what was trained. It saves part of the time, because the gradients of frozen weights are not
+# computed, and less memory: most activations have to be kept all the same.
 
 # %%
-show(plots.efficiency_bars(frame), "efficiency")
+show(plots.efficiency_bars(frame, results.load_step_costs(BACKBONE)), "efficiency")
 
 # %%
 show(plots.tradeoff(frame), "tradeoff")

@@ -58,6 +58,16 @@ def test_style_is_left_behind_after_use(table):
     assert dict(mpl.rcParams) == before
 
 
+def test_efficiency_bars_take_costs_that_were_measured_side_by_side(table):
+    costs = pd.DataFrame({"step_seconds": [0.25], "saved_bytes": [3 * 2**20]}, index=["lora"])
+    axes = plots.efficiency_bars(table, costs).axes
+    assert [ax.get_title() for ax in axes[1:3]] == [
+        "training step [ms]",
+        "saved for backward [MiB]",
+    ]
+    assert [text.get_text() for ax in axes[1:3] for text in ax.texts] == ["250", "3.0"]
+
+
 def test_efficiency_bars_draw_each_cost_and_no_row_that_was_not_run(table):
     fig = plots.efficiency_bars(table)
     assert len(fig.axes) == 4

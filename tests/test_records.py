@@ -246,3 +246,13 @@ def test_missing_paper_numbers_say_what_to_do(tmp_path):
 def test_a_diverged_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"lora.*json has a PSNR that is not a number"):
         records.load_records(write(tmp_path, make_record(psnr=math.nan)))
+
+
+def test_step_costs_are_read_for_their_backbone_alone(tmp_path):
+    rows = [{"row": "lora", "label": "LoRA", "seconds": 0.25, "saved_bytes": 4096, "of_full": {}}]
+    path = tmp_path / "methods-cpu.json"
+    path.write_text(json.dumps({"backbone": "ipt_mini", "rows": rows}), encoding="utf-8")
+    costs = records.load_step_costs("ipt_mini", path)
+    assert costs.loc["lora"].to_dict() == {"step_seconds": 0.25, "saved_bytes": 4096}
+    assert records.load_step_costs("dat_light_x4", path) is None
+    assert records.load_step_costs("ipt_mini", tmp_path / "nothing.json") is None

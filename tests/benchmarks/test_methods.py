@@ -18,20 +18,20 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def steps():
-    return methods.steps_of(ROOT / methods.FILE, "lr4_jpeg30", 1, CPU)
+def rows():
+    return methods.rows_of(ROOT / methods.FILE, "lr4_jpeg30")
 
 
-def test_every_row_that_trains_is_measured_after_full_fine_tuning(steps):
-    rows = [spec for spec in load_specs(ROOT / methods.FILE) if spec.task == "lr4_jpeg30"]
-    assert set(steps) == {spec.label for spec in rows if spec.learns}
-    assert next(iter(steps)) == "Full fine-tuning"
+def test_every_row_that_trains_is_measured_after_full_fine_tuning(rows):
+    specs = [spec for spec in load_specs(ROOT / methods.FILE) if spec.task == "lr4_jpeg30"]
+    assert set(rows) == {spec.row for spec in specs if spec.learns}
+    assert next(iter(rows)) == "full"
 
 
-def test_bytes_are_those_of_the_tensors(steps, tmp_path):
-    few = {label: steps[label] for label in ("Full fine-tuning", "BitFit", "LoRA")}
-    full, bitfit, lora = methods.measure(few, 1, CPU)
-    model = steps["LoRA"].model
+def test_bytes_are_those_of_the_tensors(rows, tmp_path):
+    steps = methods.steps_of({row: rows[row] for row in ("full", "bitfit", "lora")}, 1, CPU)
+    full, bitfit, lora = methods.measure(steps, 1, CPU)
+    model = steps["lora"].model
     values = sum(p.numel() for p in adapters.trainable_parameters(model).values())
     assert lora["trainable"] == values
     assert lora["optimizer_bytes"] == 8 * values and lora["file_bytes"] == 4 * values
@@ -41,6 +41,10 @@ def test_bytes_are_those_of_the_tensors(steps, tmp_path):
     assert bitfit["saved_bytes"] < lora["saved_bytes"] < full["saved_bytes"]
     assert full["of_full"]["median"] == 1
     record = {"backbone": "ipt_mini", "task": "lr4_jpeg30", "batch": 1, "rounds": 1}
-    record |= {"device": "here", "date": "2026-01-01T00:00", "rows": [full, bitfit, lora]}
+    record |= {
+        "device": "here",
+        "date": "2026-01-01T00:00",
+    }
+    record["rows"] = [{"label": rows[e["row"]].label, **e} for e in (full, bitfit, lora)]
     text = methods.report(record | {"git": {"commit": "0123456789", "dirty": False}})
     assert "| LoRA | 38,880 |" in text and "- file" in text and "commit 0123456," in text

@@ -154,18 +154,24 @@ def near(levels: Sequence[float], points: Sequence[float], reach: float = 0.75) 
 
 
 def reference_lines(
-    ax: Axes, table: pd.DataFrame, rows: Sequence[str], points: Sequence[float], *, vertical: bool
+    ax: Axes,
+    table: pd.DataFrame,
+    rows: Sequence[str],
+    points: Sequence[float],
+    *,
+    vertical: bool,
+    reach: float = 0.75,
 ) -> list[float]:
     """Draw a dashed line at the PSNR of each of the rows that exists; the legend names it.
 
-    A row far off the points has its number in the legend, but no line.
+    A row far off the points, see :func:`near`, has its number in the legend, but no line.
 
     Returns:
         The PSNRs drawn [dB].
     """
     values = table.set_index("row")[["label", "psnr"]]
     wanted = values.loc[[row for row in rows if row in values.index]]
-    shown = wanted[near(wanted["psnr"], points)]
+    shown = wanted[near(wanted["psnr"], points, reach)]
     for row, (label, psnr) in wanted.iterrows():
         text = f"{label} {psnr:.2f} dB"
         if row in shown.index:

@@ -196,7 +196,8 @@ def alone_or_with_tail(table: pd.DataFrame) -> Figure:
                     bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
                 )  # fmt: skip
         points = run.loc[[*methods, *(f"{row}_tail" for row in methods)], "psnr"]
-        reference_lines(ax, run, ["frozen", "bicubic", "tail", "full"], points, vertical=True)
+        references = ["frozen", "bicubic", "tail", "full"]
+        reference_lines(ax, run, references, points, vertical=True, reach=3)
         fig.legend(loc="outside upper center", ncols=4, fontsize=9)
         low, high = ax.get_xlim()
         ax.set_xlim(low - 0.05 * (high - low), high + 0.08 * (high - low))

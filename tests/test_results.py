@@ -225,7 +225,7 @@ def test_claims_are_computed_from_the_records(records):
     assert with_tail[0] is False
     assert "-0.05 dB against AdaptFormer + tail, ahead on 0 of 2 images" in with_tail[1]
     assert body[0] is False
-    assert "-0.70 dB against Tail only; the tail adds +1.75 dB to AdaptIR" in body[1]
+    assert "AdaptIR against Tail only -0.70 dB; the tail adds +1.75 dB to AdaptIR" in body[1]
     # Paper: Full-ft, AdaptIR, AdaptFormer, Adapter, LoRA, Pretrain; here LoRA is above Adapter.
     assert order[0] is False
     assert "14 of 15 pairs agree, not Adapter (Houlsby) > LoRA;" in order[1]

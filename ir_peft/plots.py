@@ -341,15 +341,23 @@ def spectra(panels: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     """
     names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
     inks = dict(zip(names, _INKS * (len(names) // len(_INKS) + 1), strict=False))
+    columns = min(len(panels), 3)
+    rows = -(-len(panels) // columns)
     with style():
-        fig, axes = new_figure(3.6, 3.4 * len(panels) + 1.6, ncols=len(panels), sharey=True)
-        for ax, (title, lines) in zip(axes[0], panels.items(), strict=True):
+        fig, axes = new_figure(
+            3.1 * rows + 0.5, 3.4 * columns + 1.6, nrows=rows, ncols=columns,
+            sharex=True, sharey=True,
+        )  # fmt: skip
+        for ax in axes.flat[len(panels) :]:
+            ax.set_axis_off()
+        for ax, (title, lines) in zip(axes.flat, panels.items(), strict=False):
             for name, features in lines.items():
                 ax.plot(*radial_spectrum(features), color=inks[name], label=name, linewidth=1.8)
-            ax.set(title=title, xlabel="frequency / Nyquist", xlim=(0, 1))
-        axes[0, 0].set_ylabel("log amplitude relative to f = 0")
+            ax.set(title=title, xlim=(0, 1))
+        fig.supxlabel("frequency / Nyquist", fontsize=10)
+        fig.supylabel("log amplitude relative to f = 0", fontsize=10)
         lines = {
-            t: h for ax in axes[0] for h, t in zip(*ax.get_legend_handles_labels(), strict=True)
+            t: h for ax in axes.flat for h, t in zip(*ax.get_legend_handles_labels(), strict=True)
         }
         fig.legend(lines.values(), lines.keys(), loc="outside right center", fontsize=9)
     return fig

@@ -492,19 +492,23 @@ by_method = {
     label: {name: responses(row, name, table) for name, table in SHOWN.items()}
     for row, label in {"houlsby": "Adapter", "lora": "LoRA", "adaptir": "AdaptIR"}.items()
 }
-apart = {}
+spread = {}
 for label, features in by_method.items():
-    drawn = np.stack([plots.radial_spectrum(feature)[1] for feature in features.values()])
-    apart[label] = drawn[:, 1:].std(axis=0).mean()
-    print(f"{label:8} standard deviation between the tasks' curves: {apart[label]:.2f} (mean)")
+    drawn = np.stack([plots.radial_spectrum(feature)[1][1:] for feature in features.values()])
+    shape = drawn - drawn.mean(axis=1, keepdims=True)
+    spread[label] = {"height": drawn.std(axis=0).mean(), "shape": shape.std(axis=0).mean()}
 show(plots.spectra(by_method), "responses")
 
 # %%
-most = max(apart, key=apart.get)
+spread = pd.DataFrame(spread).T
+most = spread.idxmax()
+display(spread.round(2).rename_axis("standard deviation between tasks"))
 Markdown(
-    f"**What it shows here:** the curves of {most} differ most between degradations. The paper's "
-    f"claim that AdaptIR's differ more than the others' "
-    f"{'holds' if most == 'AdaptIR' else 'does **not** hold'} in this measurement."
+    "The *height* of a curve says how large the constant part of the response is (frequency zero; "
+    "Adapter has a bias that adds one), its *shape* which frequencies it prefers. **What it shows "
+    f"here:** between degradations {most['height']} differs most in height and {most['shape']} in "
+    "shape. The paper's claim that AdaptIR's curves differ and the others' do not "
+    f"{'holds' if set(most) == {'AdaptIR'} else 'is **not** seen'} in this measurement."
 )
 
 # %% [markdown]
@@ -545,7 +549,8 @@ held = [name for name, value in lead.items() if value > 0]
 Markdown(
     f"**What it shows here:** in the upper half of the frequencies LIM lies above FAM in "
     f"{len(held)} of {len(lead)} tasks (by {min(lead.values()):+.2f} to {max(lead.values()):+.2f} "
-    "in log amplitude)."
+    "in log amplitude). Part of this is the absolute value in FAM: it adds a constant, which is "
+    "frequency zero."
 )
 
 # %% [markdown]

@@ -62,6 +62,8 @@ def published(rows: pd.DataFrame) -> pd.DataFrame:
 
 def in_paper(gaps: pd.Series) -> str:
     """A row's lead in the paper's sets, as text."""
+    if len(gaps) == 1:
+        return f"{gaps.iloc[0]:+.2f} dB in the paper's set"
     return f"{gaps.min():+.2f} to {gaps.max():+.2f} dB in the paper's sets"
 
 
@@ -82,7 +84,7 @@ def first_of_its_size(rows: pd.DataFrame, images: pd.DataFrame, end: str) -> Cla
     wins = int((images[us] > images[best]).drop("mean").sum())
     text = f"{title}: {beside(lead, spread, rows['label'][best])}, "
     text += f"ahead on {wins} of {len(images) - 1} images"
-    ahead = [row for row in others if row not in peers and psnr[row] > psnr[us]]
+    ahead = [row for row in others if row not in peers and psnr[row] - psnr[us] > RESOLUTION]
     if ahead:
         listed = (f"{rows['label'][row]} {psnr[row] - psnr[us]:+.2f} dB" for row in ahead)
         text += f"; ahead at another size: {', '.join(listed)}"

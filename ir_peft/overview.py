@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -16,11 +17,14 @@ NO_ADAPTERS = ("bicubic", "frozen", "full")
 VERDICTS = {True: "holds", False: "does not hold", None: "open"}
 
 
-def best_adapter(frame: pd.DataFrame) -> str | None:
-    """The row of the best adapter alone, beside which nothing else is trained; None if none ran."""
+def best_adapters(frame: pd.DataFrame) -> list[str]:
+    """The rows of the best adapter alone, beside which nothing else is trained.
+
+    Several if they are printed alike; none if none was run.
+    """
     alone = ~frame["method"].isin(NO_ADAPTERS) & ~frame["row"].str.endswith(("_tail", "_ends"))
-    psnr = frame[alone].set_index("row")["psnr"].dropna()
-    return None if psnr.empty else psnr.idxmax()
+    printed = frame[alone].set_index("row")["psnr"].dropna().round(2)
+    return printed[printed == printed.max()].index.tolist()
 
 
 def scores(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -35,6 +39,7 @@ def scores(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     import pandas as pd
 
     every = pd.concat(frames.values(), ignore_index=True)
+    best = {task: best_adapters(frame) for task, frame in frames.items()}
     lines = []
     for row, mine in every.groupby("row", sort=False):
         counts = mine["trainable"].dropna().drop_duplicates()
@@ -46,7 +51,7 @@ def scores(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
             if len(here):
                 r = here.iloc[0]
                 text = spread(r["psnr"], r["psnr_sd"], r["seeds"], 2) or "not run"
-            line[task] = f"**{text}**" if row == best_adapter(frame) else text
+            line[task] = f"**{text}**" if row in best[task] else text
         lines.append(line)
     return pd.DataFrame(lines)
 
@@ -80,14 +85,17 @@ def overview(
         frames: Task -> table, from :func:`ir_peft.results.table`.
         checks: Task -> the claims of its table.
     """
-    firsts = [frame.set_index("row")["label"].get(best_adapter(frame)) for frame in frames.values()]
-    counts = {label: firsts.count(label) for label in dict.fromkeys(firsts) if label}
+    firsts = [
+        label
+        for frame in frames.values()
+        for label in frame.set_index("row")["label"][best_adapters(frame)]
+    ]
+    counts = Counter(firsts).most_common()
     text = f"# {stem}\n\nMean PSNR [dB] over the test images of each task"
     text += "; ± is the sample standard deviation over (n) seeds" if _several(frames) else ""
     text += ". Bold: the best adapter alone"
     if counts:
-        listed = sorted(counts.items(), key=lambda item: -item[1])
-        text += ", " + ", ".join(f"{label} on {count}" for label, count in listed)
+        text += ", " + ", ".join(f"{label} on {count}" for label, count in counts)
         text += f" of {len(frames)} tasks"
     text += ". Channels, images, costs and evidence stand in each task's own table, "
     text += ", ".join(f"[{task}]({stem}-{task}.md)" for task in frames)

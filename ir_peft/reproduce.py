@@ -166,7 +166,8 @@ def figures(name: str, records: pd.DataFrame, curves: pd.DataFrame) -> Iterator[
             yield f"{task}-efficiency", plots.efficiency_bars(table, costs)
             ids = records.loc[records["task"] == task, "id"]
             yield f"{task}-curves", plots.curves(curves[curves["id"].isin(ids)])
-        if table.loc[table["psnr"].notna(), "row"].str.endswith("_tail").any():
+        ran = set(table.loc[table["psnr"].notna(), "row"])
+        if any(f"{row}_tail" in ran for row in ran):
             yield f"{task}-tail", plots.alone_or_with_tail(table)
 
 

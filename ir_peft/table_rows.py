@@ -7,8 +7,9 @@ rows of another table of its file beside its own: what the variants are compared
 from __future__ import annotations
 
 import sys
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -36,6 +37,12 @@ def borrowed(paper: str, table: str) -> tuple[str, ...]:
     return BORROWED.get((paper, table), ("", ()))[1]
 
 
+@cache
+def _content(path: Path, changed: int) -> dict[str, Any]:
+    """What an experiment file says; read again after a change."""
+    return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
 def planned(paper: str, table: str, task: str) -> dict[str, str]:
     """Row -> label of one table in print order, as the files in ``experiments/`` ask for them.
 
@@ -43,7 +50,7 @@ def planned(paper: str, table: str, task: str) -> dict[str, str]:
     """
     tables: dict[str, dict[str, str]] = {}
     for path in sorted(EXPERIMENTS.glob("*.toml")):
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = _content(path, path.stat().st_mtime_ns)
         for name, row in content["rows"].items():
             row = {**content.get("defaults", {}), **row}
             if row["paper"] == paper and task in row["tasks"]:

@@ -39,7 +39,7 @@ def depthwise_is_free(rows: pd.DataFrame) -> Claim:
     psnr = rows["psnr"].dropna()
     run = [row for row in ("dense_lim", "dense_fam") if row in psnr]
     if "adaptir" not in psnr or not run:
-        return None, f"{title}: needs adaptir and one of dense_lim, dense_fam"
+        return None, f"{title}: needs adaptir and dense_lim or dense_fam"
     spread = seeds_spread(rows, "adaptir")
     cost = psnr[run] - psnr["adaptir"]
     size = rows["trainable"] - rows.loc["adaptir", "trainable"]

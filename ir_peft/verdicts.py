@@ -59,7 +59,7 @@ def leads(rows: pd.DataFrame, us: str, others: Iterable[str], title: str) -> Cla
     psnr = rows["psnr"].dropna()
     run = [row for row in others if row in psnr]
     if us not in psnr or not run:
-        return None, f"{title}: needs {us} and one of {', '.join(others)}"
+        return None, f"{title}: needs {us} and {' or '.join(others)}"
     spread = seeds_spread(rows, us, *run)
     ahead = psnr[us] - psnr[run]
     text = f"{title}: {rows['label'][us]} against "

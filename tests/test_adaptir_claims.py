@@ -167,4 +167,4 @@ def test_verdicts():
         True,
         "T: a against b +0.50 dB; the seeds' spread is 0.10 dB",
     )
-    assert leads(rows, "a", ["c"], "T") == (None, "T: needs a and one of c")
+    assert leads(rows, "a", ["c"], "T") == (None, "T: needs a and c")

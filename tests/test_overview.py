@@ -1,7 +1,7 @@
 import numpy as np
 import pandas as pd
 
-from ir_peft.overview import best_adapter, overview, scores, verdicts
+from ir_peft.overview import best_adapters, overview, scores, verdicts
 
 
 def frame(**psnr):
@@ -22,8 +22,9 @@ FRAMES = {
 
 
 def test_the_best_adapter_alone_is_neither_full_nor_with_the_tail():
-    assert [best_adapter(made) for made in FRAMES.values()] == ["lora", "adaptir"]
-    assert best_adapter(frame(frozen=1.0, full=2.0)) is None
+    assert [best_adapters(made) for made in FRAMES.values()] == [["lora"], ["adaptir"]]
+    assert best_adapters(frame(frozen=1.0, full=2.0)) == []
+    assert best_adapters(frame(lora=1.001, adaptir=0.999, vpt=0.99)) == ["lora", "adaptir"]
 
 
 def test_scores_have_a_line_a_row_and_a_column_a_task():

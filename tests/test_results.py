@@ -385,3 +385,70 @@ def test_each_paper_has_its_own_claims(tmp_path):
     text = next(p for p in results.write_tables(records, tmp_path / "t") if p.suffix == ".md")
     assert "Holds here: The adapter improves the base" in text.read_text()
     assert "AdaptIR is first" not in text.read_text()
+
+
+def test_gain_is_named_after_the_row_it_is_against(tmp_path):
+    made = [make_record(row, PSNR[row], task="denoise30") for row in ("bicubic", "lora")]
+    for record in made:
+        record["spec"] |= {"table": "ipt-same-size"}
+    made[0]["spec"]["label"] = "Input"
+    records = load(tmp_path / "in", *made)
+    shown = results.display(results.table(records, task="denoise30")).set_index("method")
+    assert shown.loc["LoRA", "over the input [dB]"] == "-0.30"
+    assert "below full [dB]" not in shown  # Full fine-tuning was not run.
+    written = results.write_tables(records, tmp_path / "out")
+    short = next(path for path in written if path.name.endswith("-short.md"))
+    assert "| SSIM | over the input [dB] |" in short.read_text()
+
+
+def test_a_table_of_variants_shows_what_it_borrows_first(tmp_path):
+    made = [make_record("adaptir", psnr, seed=k) for k, psnr in enumerate((22.0, 22.1, 22.3))]
+    made.append(make_record("lora", 21.0))
+    for record in made:
+        record["spec"] |= {"table": "ipt", "adapter": {"hidden": 24, "gate": 3}}
+    made[3]["id"] = "lim"
+    made[3]["spec"] |= {"table": "ablation", "row": "lim", "label": "LIM only"}
+    records = load(tmp_path / "in", *made)
+    frame = results.table(records, task="lr4_noise30", name="ablation")
+    run = frame[frame["seeds"] > 0].set_index("row")
+    assert run.index.tolist() == ["adaptir", "lim"] and frame["row"].iloc[0] == "adaptir"
+    assert run["seeds"].tolist() == [3, 1]
+    assert run.loc["adaptir", "psnr_spread"] == pytest.approx(0.3)
+    assert math.isnan(run.loc["lim", "psnr_spread"])
+    assert run.loc["lim", "gain"] == pytest.approx(21.0 - 66.4 / 3)
+    assert run["width"].tolist() == [24, 24]
+    shown = results.display(frame)
+    assert "over AdaptIR [dB]" in shown and "below full [dB]" not in shown
+    # The paper's numbers belong to its methods, not to our variants of them.
+    assert not [column for column in shown if column.startswith("paper")]
+    written = {path.name: path for path in results.write_tables(records, tmp_path / "out")}
+    text = written["adaptir-ablation-lr4_noise30.md"].read_text()
+    assert "Rows of the table `ipt`: AdaptIR." in text
+    assert "22.63 ± 0.15 (3)" in text
+    assert "the seeds' spread is the best less the worst" in text
+
+
+def test_a_table_of_sizes_is_sorted_by_method_and_size(tmp_path):
+    sizes = {"lora_4": ("lora", 15_552), "adaptir_48": ("adaptir", 91_344)}
+    sizes |= {"adaptir_2": ("adaptir", 2_874), "lora_1": ("lora", 3_888)}
+    made = [make_record("adaptir", 22.0)]
+    made[0]["spec"]["table"] = "ipt"
+    for row, (method, trainable) in sizes.items():
+        record = make_record("lora", 21.0)
+        record["id"] = row
+        record["spec"] |= {"table": "scaling", "row": row, "label": row, "method": method}
+        record["parameters"]["trainable"] = trainable
+        made.append(record)
+    frame = results.table(load(tmp_path, *made), task="lr4_noise30", name="scaling")
+    run = frame.loc[frame["seeds"] > 0, "row"].tolist()
+    assert run == ["adaptir_2", "adaptir", "adaptir_48", "lora_1", "lora_4"]
+
+
+def test_tables_of_several_tasks_have_an_overview(tmp_path):
+    made = [make_record(row, PSNR[row], task=task) for row in ("frozen", "lora", "adaptir")
+            for task in ("lr4_noise30", "lr4_jpeg30")]  # fmt: skip
+    written = results.write_tables(load(tmp_path / "in", *made), tmp_path / "out")
+    assert written[-1].name == "adaptir-hybrid-overview.md"
+    text = written[-1].read_text()
+    assert "| AdaptIR | 34,866 | **23.30** | **23.30** |" in text
+    assert "| Every adapter beats the frozen backbone | holds | holds |" in text

@@ -3,7 +3,7 @@ PYTHON ?= python3
 PROFILE ?= demo
 BIN := .venv/bin
 
-.PHONY: help setup reproduce test lint notebooks clean
+.PHONY: help setup reproduce test lint notebooks student clean
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -28,6 +28,9 @@ lint: setup  ## check format and style
 
 notebooks: setup  ## bring each .ipynb in step with its .py
 	$(BIN)/jupytext --sync notebooks/[0-9]*.py
+
+student: setup  ## write the notebooks without solutions and outputs into student/
+	$(BIN)/python tools/make_student_edition.py
 
 clean:  ## remove the environment and everything made by runs
 	rm -rf .venv runs

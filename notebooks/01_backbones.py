@@ -776,7 +776,7 @@ def saved_bytes(model, x):
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # The tensor itself would hold its graph, and that the tensor.
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         out = model(x)
@@ -1028,7 +1028,7 @@ print("the trap did not go off")
 # %% [markdown]
 # ## 10. Exercises
 #
-# A solution follows each exercise.
+# Fill in the cell behind each exercise. Outside the students' edition a solution follows it.
 #
 # **1.** HAT-L is HAT with 12 groups instead of 6. Predict its parameters from HAT's total,
 # 20,772,507, and from calls of `hat_parameters` with at most one group. Why does HAT-S not help?

@@ -859,7 +859,8 @@ show(comparison(images, gt), "dat-crops")
 # %% [markdown]
 # ## 16. Exercises
 #
-# The solutions follow each exercise. Those that train run only with `solutions = True`.
+# Fill in the cell behind each exercise. Outside the students' edition a solution follows it; those
+# that train run only with `solutions = True`.
 #
 # **1.** How many parameters would AdaptIR have on the larger DAT ($d = 180$, 36 blocks) with $h =
 # 12$, $m = 3$? And which term dominates?

@@ -18,13 +18,14 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from . import adapters, adaptir_protocol, backbones, devices
+from . import adapters, adaptir_protocol, backbones, devices, stereo_experiments
 from .adapters.core import base_parameters
 from .data import degradations, patches, photos
 from .evaluate import evaluate
 from .files import write_text
 from .provenance import device_name, git_state, versions
 from .specs import PROFILES, Profile, Spec, load_specs, run_id
+from .stereo import Stereo
 from .train import train
 
 __all__ = [
@@ -86,6 +87,8 @@ def run(
         profile = adaptir_protocol.fit(profile, spec, sources)
     elif sources:
         raise ValueError(f"profile {profile.name} takes no published images: leave out sources")
+    if spec.stereo:
+        profile = stereo_experiments.test_profile(profile)
     name = run_id(spec, profile)
     records, weights = folders(profile, git, root)
     path = records / f"{name}.json"
@@ -134,7 +137,7 @@ def run(
         if spec.learns:
             record["adapter_bytes"] = (folder / "adapter_model.safetensors").stat().st_size
         device = next(model.parameters()).device
-    record["scores"] = evaluate(model, pairs, **_convention(spec), progress=progress)
+    record["scores"] = _score(model, pairs, spec, progress)
     record["metric"] = spec.metric
     record["git"] = git
     record["versions"] = versions()
@@ -167,12 +170,16 @@ def training_facts(spec: Spec, root: Path) -> dict[str, Any]:
 def adapted_model(spec: Spec, profile: Profile, weights: Path | None = None) -> nn.Module:
     """The backbone with its adapter: a fresh one if the profile trains, else the shipped one.
 
+    Of a stereo row it is a `Stereo`, called with pairs.
+
     Args:
         spec: the row.
         profile: decides which adapter.
         weights: a checkpoint of the backbone that `spec` names; None: it is found by that name.
     """
     model = _backbone(spec, weights)
+    if spec.stereo:
+        model = Stereo(model)
     if hasattr(model, "set_task"):  # A backbone with a head and a tail for each task.
         model.set_task(spec.task)
     if spec.learns and not profile.trains:
@@ -191,7 +198,10 @@ def _backbone(spec: Spec, weights: Path | None) -> nn.Module:
         return backbones.load_backbone(spec.backbone)
     with torch.random.fork_rng():
         torch.manual_seed(spec.seed)
-        return backbones.create_backbone(spec.backbone)
+        if spec.backbone not in backbones.bundled_tags():
+            return backbones.create_backbone(spec.backbone)
+        like = backbones.load_backbone(spec.backbone)
+        return backbones.create_backbone(like.name, scale=like.scale)
 
 
 def training_set(
@@ -199,10 +209,13 @@ def training_set(
 ) -> Dataset:
     """Seeded patches of the training photographs, degraded for the spec's task or tasks.
 
-    With `sources`, those of the published images in the paper's protocol.
+    With `sources`, those of the published images in the paper's protocol. Of a stereo row the
+    patches are pairs, see `stereo_experiments`.
     """
     if sources:
         return adaptir_protocol.training_set(spec, profile, sources)
+    if spec.stereo:
+        return stereo_experiments.training_set(spec, profile)
     tasks = [degradations.TASKS[name] for name in spec.train_tasks or (spec.task,)]
     return patches.Patches(
         photos.train_photos(),
@@ -214,7 +227,12 @@ def training_set(
 
 
 def validation_pairs(spec: Spec, profile: Profile) -> list:
-    """Two centred crops of photographs that no test set and no training patch holds."""
+    """Two centred crops of photographs that no test set and no training patch holds.
+
+    Of a stereo row they are pairs made from these photographs.
+    """
+    if spec.stereo:
+        return stereo_experiments.validation_pairs(spec, profile)
     task = degradations.TEST_TASKS[spec.training.task]
     crop = min(8 * profile.lq_size, spec.crop or 8 * profile.lq_size)
     return patches.make_test_pairs(photos.validation_photos(), task, crop=crop)
@@ -223,14 +241,18 @@ def validation_pairs(spec: Spec, profile: Profile) -> list:
 def _test_pairs(spec: Spec, profile: Profile, sources: adaptir_protocol.Sources | None):
     if sources:
         return adaptir_protocol.scored_pairs(spec, profile, sources)
+    if spec.stereo:
+        return stereo_experiments.test_pairs(spec, profile)
     tests = photos.test_set(profile.test_set)[: profile.images]
     crop = min(profile.crop, spec.crop or profile.crop)
     return patches.make_test_pairs(tests, degradations.TEST_TASKS[spec.task], crop=crop)
 
 
-def _convention(spec: Spec) -> dict[str, Any]:
-    """The part of the metric that `evaluate` is told."""
-    return {key: spec.metric[key] for key in ("channel", "crop_border")}
+def _score(model: Any, pairs: list, spec: Spec, progress: bool) -> list[dict[str, Any]]:
+    if spec.stereo:
+        return stereo_experiments.score(model, pairs, progress)
+    convention = {key: spec.metric[key] for key in ("channel", "crop_border")}
+    return evaluate(model, pairs, **convention, progress=progress)
 
 
 def _train(
@@ -244,7 +266,7 @@ def _train(
     pairs = validation_pairs(spec, profile) if profile.validate_every else []
 
     def validate(model: nn.Module) -> dict[str, float]:
-        rows = evaluate(model, pairs, **_convention(spec), progress=False)
+        rows = _score(model, pairs, spec, progress=False)
         return {"val_psnr": sum(row["psnr"] for row in rows) / len(rows)}
 
     return train(

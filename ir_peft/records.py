@@ -120,8 +120,9 @@ def load_records(*folders: str | Path) -> pd.DataFrame:
 
     Returns:
         One line a (record, image): ``image``, ``set`` (what stands before the ``/`` in the image's
-        name, or ''), ``psnr`` [dB], ``ssim``, ``image_seconds`` and the record's flat columns
-        (``id row label task trainable seconds ...``), sorted by id.
+        name, or ''), ``psnr`` [dB], ``ssim``, ``image_seconds``, of stereo pairs ``psnr_left``,
+        ``ssim_left64`` and the like, and the record's flat columns (``id row label task trainable
+        seconds ...``), sorted by id.
 
     Raises:
         FileNotFoundError: A folder does not exist.
@@ -133,8 +134,8 @@ def load_records(*folders: str | Path) -> pd.DataFrame:
     for path, record in _read(folders):
         flat = _flat(path, record)
         for score in record["scores"]:
-            line = {"image": score["image"], "set": score["image"].rpartition("/")[0]}
-            line |= {"psnr": score["psnr"], "ssim": score["ssim"]}
+            line = {key: value for key, value in score.items() if key != "seconds"}
+            line["set"] = score["image"].rpartition("/")[0]
             lines.append({**flat, **line, "image_seconds": score.get("seconds")})
     return pd.DataFrame(lines)
 

@@ -39,8 +39,9 @@ class Spec:
     label: str
     """How tables and figures call the row."""
     backbone: str
-    """A bundled tag or the path of a checkpoint, for `load_backbone`; see `pretrained`. In the
-    profile paper an architecture, whose weights come from a file of the user."""
+    """A bundled tag or the path of a checkpoint, for `load_backbone`; see `pretrained`. A file may
+    give one for each task. In the profile paper an architecture, whose weights come from a file of
+    the user."""
     task: str
     """A key of `degradations.TASKS`."""
     method: str
@@ -51,7 +52,7 @@ class Spec:
     modules_to_save: tuple[str, ...] = ()
     """Whole modules trained and stored beside the adapter."""
     pretrained: bool = True
-    """False: `backbone` is an architecture, for `create_backbone`, with seeded random weights."""
+    """False: seeded random weights for `backbone`, an architecture or that of a bundled tag."""
     train_tasks: tuple[str, ...] = ()
     """Tasks that the row is trained on, each image drawing one; () is `task` alone. Specs that
     differ in `task` only share one training and one adapter, named after the first of these."""
@@ -91,13 +92,20 @@ class Spec:
     def metric(self) -> dict[str, Any]:
         """Convention of the paper's protocol, as it stands in a record.
 
-        AdaptIR scores SR and rain on Y, SR less a border of the scale; all else is whole RGB.
+        AdaptIR scores SR and rain on Y, SR less a border of the scale; all else is whole RGB, and
+        ASteISR's scores are means over both views, its SSIM has a box of 7 x 7.
         """
         scale = patches.integer_scale(degradations.TASKS[self.task])
         border = scale if self.paper == "adaptir" and scale > 1 else 0
         on_y = self.paper == "adaptir" and (border > 0 or self.task in ADAPTIR_Y_TASKS)
         channel = "y" if on_y else "rgb"
-        return {"channel": channel, "crop_border": border, **ROUNDING}
+        window = {"window": "uniform7"} if self.stereo else {}
+        return {"channel": channel, "crop_border": border, **ROUNDING, **window}
+
+    @property
+    def stereo(self) -> bool:
+        """Whether the row is trained and scored on pairs of views, see `stereo_experiments`."""
+        return self.paper == "asteisr"
 
     @property
     def learns(self) -> bool:
@@ -244,9 +252,15 @@ def load_specs(path: str | Path) -> list[Spec]:
         _known(path, f"tasks of [rows.{name}]", named, set(degradations.TASKS))
         if isinstance(seeds, dict):  # { lr4_noise30 = [0, 1, 2] }: other tasks have seed 0.
             _known(path, f"seeds of [rows.{name}]", seeds, set(tasks))
+        backbone = values.pop("backbone")
+        if not isinstance(backbone, dict):
+            backbone = dict.fromkeys(tasks, backbone)
+        elif set(backbone) != set(tasks):
+            raise ValueError(f"{path}: [rows.{name}] has tasks {tasks}, backbone {backbone}")
         for task in tasks:
             mine = seeds.get(task, [0]) if isinstance(seeds, dict) else seeds
-            specs += [Spec(row=name, task=task, seed=seed, **values) for seed in mine]
+            fixed = {**values, "row": name, "task": task, "backbone": backbone[task]}
+            specs += [Spec(seed=seed, **fixed) for seed in mine]
     return specs
 
 

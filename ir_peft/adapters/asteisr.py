@@ -59,10 +59,14 @@ class ASteISRStereoConfig(AdapterConfig):
 
     temperature: float = 1.5
     """Factor of the logits; 1 is NAFSSR's attention, larger is sharper."""
+    start: str = "random"
+    """Of the projections that are compared: "random" as the authors', "identity" (ours) compares
+    normalised features as they are, which finds many matches before any training."""
 
     def __post_init__(self):
         super().__post_init__()
         self.require_above_zero("temperature")
+        self.require_one_of("start", "random", "identity")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +120,12 @@ class StereoAdapter(Adapter):
         channels: C.
         temperature: factor of the logits.
         channels_last: (2B, H, W, C) if true, (2B, C, H, W) if not.
+        start: of W_1, "random" or "identity".
     """
 
-    def __init__(self, channels: int, temperature: float, *, channels_last: bool):
+    def __init__(
+        self, channels: int, temperature: float, *, channels_last: bool, start: str = "random"
+    ):
         super().__init__()
         self.channels_last = channels_last
         self.scale = temperature * channels**-0.5
@@ -130,6 +137,10 @@ class StereoAdapter(Adapter):
         self.r_proj2 = nn.Linear(channels, channels)
         self.beta = nn.Parameter(torch.zeros(channels))
         self.gamma = nn.Parameter(torch.zeros(channels))
+        if start == "identity":
+            for projection in (self.l_proj1, self.r_proj1):
+                nn.init.eye_(projection.weight)
+                nn.init.zeros_(projection.bias)
         self.watch: Callable[[Tensor], None] | None = None
         """Receives the attention of each pass, (B, 2, H, W, W); see `attention_maps`."""
 
@@ -137,7 +148,12 @@ class StereoAdapter(Adapter):
     def for_layer(cls, layer: nn.Module, config: ASteISRStereoConfig) -> StereoAdapter:
         """Fits Linear and Conv2d on whole images and the sites of a backbone."""
         site = widths(layer)
-        return cls(site.out_features, config.temperature, channels_last=site.channels_last)
+        return cls(
+            site.out_features,
+            config.temperature,
+            channels_last=site.channels_last,
+            start=config.start,
+        )
 
     def forward(self, x: Tensor, out: Tensor) -> Tensor:
         """Out (2B, H, W, C) or (2B, C, H, W), views inner -> the same shape.

@@ -23,7 +23,8 @@ class AdapterConfig:
     exclude_modules: str | tuple[str, ...] | None = None
     """Layers to leave out, written like `target_modules`."""
     modules_to_save: tuple[str, ...] = ()
-    """Full names of modules that are trained whole and stored with the adapter."""
+    """Full names of modules that are trained whole and stored with the adapter; what names none is
+    a regular expression for whole names."""
 
     def __post_init__(self):
         for key in (f.name for f in fields(self) if "modules" in f.name):

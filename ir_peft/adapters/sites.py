@@ -60,12 +60,16 @@ def select(
 
 
 def find(places: list[Place], names: tuple[str, ...]) -> list[Place]:
-    """The places with exactly these names; ValueError where there is no such module."""
+    """The places with these names; a name of no place is a regular expression for whole names.
+
+    Raises:
+        ValueError: there is no such module, or it has several names.
+    """
     known = {place.name: place for place in places}
+    chosen = []
     for name in names:
-        if name not in known:
-            raise ValueError(f"no module is named {name!r}; nearest names: {nearest(name, known)}")
-    return _check_single([known[name] for name in names], places)
+        chosen += [known[name]] if name in known else select(places, name)
+    return _check_single(chosen, places)
 
 
 def _check_single(chosen: list[Place], places: list[Place]) -> list[Place]:

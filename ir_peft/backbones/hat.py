@@ -135,8 +135,11 @@ class Block(nn.Module):
 class OverlapBlock(OverlapAttention):
     """OCAB: x + attention(LN(x)), then x + mlp(LN(x)), as one module with its Linears."""
 
+    channels_last = True
+
     def __init__(self, dim: int, heads: int, window: int, reach: int, hidden: int):
         super().__init__(dim, heads, window, reach)
+        self.in_features = self.out_features = dim
         self.norm1 = nn.LayerNorm(dim)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, hidden)

@@ -249,10 +249,7 @@ def test_attention_finds_a_shift():
     """With identity projections and distinct pixels, the left pixel i looks at the right i - d."""
     torch.manual_seed(0)
     C, W, d = 32, 24, 3
-    adapter = StereoAdapter(C, 60.0, channels_last=True)
-    for proj in (adapter.l_proj1, adapter.r_proj1):
-        nn.init.eye_(proj.weight)
-        nn.init.zeros_(proj.bias)
+    adapter = StereoAdapter(C, 60.0, channels_last=True, start="identity")
     scene = torch.randn(1, 2, W + d, C)
     x = torch.cat([scene[:, :, :W], scene[:, :, d:]])  # x_left = x_right + d
     found = []
@@ -302,6 +299,24 @@ def test_initial_values():
     down = torch.cat([v.flatten() for key, v in state.items() if key.endswith("down.weight")])
     assert down.abs().max() <= 0.04 + 1e-6 or down.std().item() == pytest.approx(0.02, rel=0.1)
     assert state["layers.1.stereo_site.asteisr.norm_l.weight"].eq(1).all()
+
+
+def test_the_identity_start_compares_features_and_changes_nothing_else():
+    built = {
+        start: attach_adapter(small_hat(), "asteisr_stereo", seed=0, start=start)
+        for start in ("random", "identity")
+    }
+    states = {start: adapter_state_dict(model) for start, model in built.items()}
+    x = pairs()
+    assert torch.equal(*(ir_peft.Stereo(model)(x) for model in built.values()))
+    for key, value in states["identity"].items():
+        if "proj1" in key:
+            expected = torch.eye(24) if key.endswith("weight") else torch.zeros(24)
+            assert torch.equal(value, expected) and states["random"][key].any()
+        else:
+            assert torch.equal(value, states["random"][key])
+    with pytest.raises(ValueError, match="start='tied' must be one of random, identity"):
+        ASteISRStereoConfig(start="tied")
 
 
 # ---------------------------------------------------------------- sites and configs

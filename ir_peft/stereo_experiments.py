@@ -1,0 +1,91 @@
+"""What an experiment on two views has of its own: the pairs it trains, validates and tests on.
+
+`experiments.run` does the rest, for one view and for two. Rows without a stereo adapter go the same
+way, each view as if it were alone, so that all rows see the same pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from .data import degradations, patches, photos, stereo, stereo_photos
+from .evaluate import evaluate_stereo
+from .specs import Profile, Spec
+
+TEST_SETS: dict[str, tuple[str, ...]] = {
+    "stereo3": stereo_photos.STEREO_PHOTOS,
+    "motorcycle": ("motorcycle",),
+}
+"""Photographed pairs; the second set needs no download."""
+TRAINED_ON = "dead-leaves scenes and layered pairs made from photographs, not real stereo"
+"""What every number of a trained row depends on, in words."""
+VALIDATION_PAIRS = 6
+
+
+def test_profile(profile: Profile) -> Profile:
+    """The profile with a stereo test set in place of its photographs.
+
+    That is `stereo3`; where its files are not in the cache and no trusted record is made, it is
+    `motorcycle`.
+    """
+    there = all(map(stereo_photos.available, TEST_SETS["stereo3"]))
+    return replace(profile, test_set="stereo3" if there or profile.trusted else "motorcycle")
+
+
+def patch_size(spec: Spec, profile: Profile) -> tuple[int, int]:
+    """Height and width of a degraded view in pixels, as 2 : 5; the paper's is (32, 80)."""
+    height = spec.patch or profile.lq_size
+    return height, 5 * height // 2
+
+
+def _pairs(spec: Spec, profile: Profile, tiles: list, **options: Any) -> stereo.StereoPatches:
+    task = degradations.TASKS[spec.task]
+    size = patch_size(spec, profile)
+    # Of a wider range a patch would show too little twice.
+    reach = patches.integer_scale(task) * size[1] // 5
+    return stereo.StereoPatches(tiles, task, size, max_disparity=reach, **options)
+
+
+def training_set(spec: Spec, profile: Profile) -> stereo.StereoPatches:
+    """Seeded made-up pairs, half of them dead leaves, half layers of the training photographs.
+
+    The largest disparity is a fifth of the patch's width.
+    """
+    length = profile.steps * profile.batch_size
+    return _pairs(spec, profile, photos.train_photos(), seed=spec.seed, length=length)
+
+
+def validation_pairs(spec: Spec, profile: Profile) -> list[tuple[str, Tensor, Tensor]]:
+    """(name, lq, gt) of a few layered pairs of photographs that no training patch holds."""
+    tiles = photos.validation_photos()
+    data = _pairs(spec, profile, tiles, length=VALIDATION_PAIRS, deadleaves_share=0)
+    return [(f"layered{i}", *data[i]) for i in range(len(data))]
+
+
+def test_pairs(spec: Spec, profile: Profile) -> list[tuple[str, Tensor, Tensor]]:
+    """(name, lq, gt) of the photographed pairs: their middle rows, as many as the crop, whole.
+
+    Raises:
+        FileNotFoundError: a pair is not in the cache.
+    """
+    rows = min(profile.crop, spec.crop or profile.crop)
+    task = degradations.TEST_TASKS[spec.task]
+    pairs = []
+    for photo in stereo_photos.stereo_photos(TEST_SETS[profile.test_set])[: profile.images]:
+        height, width = photo.left.shape[:2]
+        pairs += stereo.make_stereo_pairs([photo], task, crop=(min(rows, height), width))
+    return pairs
+
+
+def score(model: Callable[[Tensor], Tensor], pairs: list, progress: bool) -> list[dict[str, Any]]:
+    """`evaluate_stereo`, with the means over both views under the names that all tables have."""
+    rows = evaluate_stereo(model, pairs, progress=progress)
+    return [{key.removesuffix("_mean"): value for key, value in row.items()} for row in rows]
+
+
+# pytest must not take the functions for tests where a test module imports them.
+test_profile.__test__ = test_pairs.__test__ = False

@@ -37,6 +37,7 @@ __all__ = [
     "load_specs",
     "run",
     "run_id",
+    "score",
     "training_facts",
     "training_set",
     "validation_pairs",
@@ -137,7 +138,7 @@ def run(
         if spec.learns:
             record["adapter_bytes"] = (folder / "adapter_model.safetensors").stat().st_size
         device = next(model.parameters()).device
-    record["scores"] = _score(model, pairs, spec, progress)
+    record["scores"] = score(model, pairs, spec, progress=progress)
     record["metric"] = spec.metric
     record["git"] = git
     record["versions"] = versions()
@@ -196,11 +197,11 @@ def _backbone(spec: Spec, weights: Path | None) -> nn.Module:
         return backbones.load_backbone(weights, name=spec.backbone)
     if spec.pretrained:
         return backbones.load_backbone(spec.backbone)
+    like = None if spec.backbone in backbones.BACKBONES else backbones.load_backbone(spec.backbone)
     with torch.random.fork_rng():
         torch.manual_seed(spec.seed)
-        if spec.backbone not in backbones.bundled_tags():
+        if like is None:
             return backbones.create_backbone(spec.backbone)
-        like = backbones.load_backbone(spec.backbone)
         return backbones.create_backbone(like.name, scale=like.scale)
 
 
@@ -248,7 +249,10 @@ def _test_pairs(spec: Spec, profile: Profile, sources: adaptir_protocol.Sources 
     return patches.make_test_pairs(tests, degradations.TEST_TASKS[spec.task], crop=crop)
 
 
-def _score(model: Any, pairs: list, spec: Spec, progress: bool) -> list[dict[str, Any]]:
+def score(
+    model: Any, pairs: list, spec: Spec, *, progress: bool = True
+) -> list[dict[str, str | float]]:
+    """Scores of a model on (name, lq, gt) by the protocol of the spec's paper: a row an image."""
     if spec.stereo:
         return stereo_experiments.score(model, pairs, progress)
     convention = {key: spec.metric[key] for key in ("channel", "crop_border")}
@@ -266,7 +270,7 @@ def _train(
     pairs = validation_pairs(spec, profile) if profile.validate_every else []
 
     def validate(model: nn.Module) -> dict[str, float]:
-        rows = _score(model, pairs, spec, progress=False)
+        rows = score(model, pairs, spec, progress=False)
         return {"val_psnr": sum(row["psnr"] for row in rows) / len(rows)}
 
     return train(

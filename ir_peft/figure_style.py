@@ -22,6 +22,7 @@ COLORS = {
     "bicubic": "#999999",
     "frozen": "#666666",
     "full": "#000000",
+    "full_single": "#3d5a80",
     "tail": "#8c6d31",
     "bitfit": "#cc79a7",
     "lora": "#e69f00",

@@ -16,11 +16,20 @@ from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from .figure_style import color, new_figure, style
 
-__all__ = ["attention_rows", "disparities", "gain_bars", "gain_maps", "gates", "strategies"]
+__all__ = [
+    "attention_rows",
+    "disparities",
+    "gain_bars",
+    "gain_maps",
+    "gates",
+    "scenes",
+    "strategies",
+]
 
 _INKS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]
 _FROZEN, _TRAINED, _RANDOM = "#cfd8dc", "#f4a582", "#f7dcb4"
 _UNKNOWN = "#d9d9d9"
+_GROUPS = (0.1, 1.7, 3.9, 5.5)
 
 
 def strategies(counts: Sequence[tuple[int, int]]) -> Figure:
@@ -40,23 +49,25 @@ def strategies(counts: Sequence[tuple[int, int]]) -> Figure:
             axes[0], panels, counts, strict=True
         ):
             ax.set_axis_off()
-            ax.set(xlim=(-0.9, 6.9), ylim=(-1.75, 3.1), aspect="equal")
+            ax.set(xlim=(-1.0, 8.2), ylim=(-1.9, 3.1), aspect="equal")
             ax.set_title(title, fontsize=12, weight="bold")
             for y, view in ((2.0, "left"), (0.0, "right")):
-                ax.text(-0.85, y + 0.4, view, fontsize=9, va="center")
+                ax.text(-1.0, y + 0.4, view, fontsize=9, va="center")
                 ax.annotate(
-                    "", (6.85, y + 0.4), (0.0, y + 0.4), zorder=0,
+                    "",
+                    (8.2, y + 0.4),
+                    (-0.1, y + 0.4),
+                    zorder=0,
                     arrowprops={"arrowstyle": "-|>", "color": "#666666", "lw": 1.2},
-                )  # fmt: skip
-                for k in range(3):
-                    _box(ax, 0.35 + 2.2 * k, y, 1.3, 0.8, body, f"group {k + 1}")
-                    _box(ax, 0.85 + 2.2 * k, y - 0.2, 0.3, 0.24, new)
-            for k in range(2):
-                x = 2.1 + 2.2 * k
-                ax.plot([x, x], [0.4, 2.4], color="#666666", lw=1.2, zorder=0)
-                _box(ax, x - 0.24, 0.98, 0.48, 0.84, new, "×")
+                )
+                for x in _GROUPS:
+                    _box(ax, x, y, 1.3, 0.8, body, "group")
+                    _box(ax, x + 0.5, y - 0.2, 0.3, 0.24, new)
+            for x in _GROUPS[1::2]:  # After every second group.
+                ax.plot([x + 1.6] * 2, [0.4, 2.4], color="#666666", lw=1.2, zorder=0)
+                _box(ax, x + 1.36, 0.98, 0.48, 0.84, new, "×")
             ax.text(
-                3.0, -0.55, f"{text}\n{trained:,} of {total:,} ({trained / total:.1%})",
+                3.6, -0.55, f"{text}\n{trained:,} of {total:,} ({trained / total:.1%})",
                 ha="center", va="top", fontsize=10, linespacing=1.35,
             )  # fmt: skip
         handles = [
@@ -74,6 +85,38 @@ def _box(ax: Axes, x: float, y: float, w: float, h: float, ink: str, text: str =
     )
     ax.add_patch(shape)
     ax.text(x + w / 2, y + h / 2, text, ha="center", va="center", fontsize=8.5)
+
+
+def scenes(
+    rows: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]], reach: float
+) -> Figure:
+    """Draw stereo scenes with what is known of them, a line a scene.
+
+    Args:
+        rows: Title -> left and right (H, W, 3) in [0, 1], disparity (H, W) in pixels, occluded
+            (H, W) bool, both of the left view.
+        reach: Largest disparity, the end of the scale [px].
+    """
+    height, width = next(iter(rows.values()))[2].shape
+    with style():
+        fig, axes = new_figure(
+            len(rows) * (3.6 * height / width + 0.1) + 0.4, 12, nrows=len(rows), ncols=3
+        )
+        _pictures(axes)
+        for axs, (title, (left, right, disparity, hidden)) in zip(axes, rows.items(), strict=True):
+            axs[0].imshow(np.clip(left, 0, 1))
+            axs[1].imshow(np.clip(right, 0, 1))
+            shown = axs[2].imshow(disparity, cmap="viridis", vmin=0, vmax=reach)
+            shade = np.zeros((*hidden.shape, 4))
+            shade[hidden] = (0.85, 0.1, 0.1, 1)
+            axs[2].imshow(shade)
+            axs[0].set_ylabel(title, fontsize=10)
+        titles = ("left view", "right view", "disparity; red: not in the right view")
+        for ax, title in zip(axes[0], titles, strict=True):
+            ax.set_title(title, fontsize=10)
+        bar = fig.colorbar(shown, ax=axes, fraction=0.015, pad=0.01)
+        bar.set_label("disparity [px]", fontsize=9)
+    return fig
 
 
 def attention_rows(
@@ -108,8 +151,8 @@ def attention_rows(
         views = [fig.add_subplot(grid[0, k]) for k in range(2)]
         for ax, image, title in zip(views, (left, right), ("left view", "right view"), strict=True):
             ax.imshow(np.clip(image, 0, 1))
-            ax.set(title=title, xticks=[], yticks=[])
-            ax.grid(visible=False)
+            ax.set_title(title)
+        _pictures(np.array(views))
         for k, (y, x) in enumerate(points):
             ink, d = _INKS[k % len(_INKS)], disparity[y, x]
             look = {"ms": 13, "mew": 2.6, "color": ink}
@@ -143,34 +186,36 @@ def disparities(panels: Mapping[str, np.ndarray], captions: Mapping[str, str]) -
     low, high = np.nanpercentile(first, (1, 99))
     look = plt.get_cmap("viridis").with_extremes(bad=_UNKNOWN)
     h, w = first.shape
-    wide = 12 / len(panels)
+    lines = -(-len(panels) // 2)
     with style():
-        fig, axes = new_figure(wide * h / w + 1.0, 12, ncols=len(panels))
-        for ax, (title, values) in zip(axes[0], panels.items(), strict=True):
+        fig, axes = new_figure(lines * (5.6 * h / w + 0.5), 12, nrows=lines, ncols=2)
+        _pictures(axes)
+        for ax in axes.flat[len(panels) :]:
+            ax.set_axis_off()
+        for ax, (title, values) in zip(axes.flat, panels.items(), strict=False):
             shown = ax.imshow(np.ma.masked_invalid(values), cmap=look, vmin=low, vmax=high)
-            ax.set(title=title, xticks=[], yticks=[])
-            ax.grid(visible=False)
+            ax.set_title(title, fontsize=10)
             ax.set_xlabel(captions.get(title, ""), fontsize=9)
         bar = fig.colorbar(shown, ax=axes, fraction=0.02, pad=0.01, extend="both")
         bar.set_label("disparity [px]", fontsize=9)
     return fig
 
 
-def gain_maps(
-    photo: np.ndarray, maps: Mapping[str, np.ndarray], hidden: np.ndarray, *, reach: float = 1.0
-) -> Figure:
-    """Draw where one restoration is nearer to the truth than another, hidden pixels outlined.
+def gain_maps(photo: np.ndarray, maps: Mapping[str, np.ndarray], hidden: np.ndarray) -> Figure:
+    """Draw where one restoration is nearer to the truth than another.
 
     Args:
         photo: (H, W, 3) in [0, 1], the left view.
-        maps: Title -> (H, W) in dB, positive where it is nearer.
-        hidden: (H, W) bool, pixels that the right view does not show.
-        reach: End of the colour scale [dB].
+        maps: Title -> (H, W) in dB, positive where it is nearer. The scale, the same for all, ends
+            where 98 % of the values are inside.
+        hidden: (H, W) bool, pixels that the right view does not show, marked in the photograph.
     """
     h, w = hidden.shape
-    wide = 12 / (1 + len(maps))
+    wide = 11.3 / (1 + len(maps))
+    reach = max(np.percentile(np.abs(list(maps.values())), 98), 1e-3)
     with style():
-        fig, axes = new_figure(wide * h / w + 0.7, 12, ncols=1 + len(maps))
+        fig, axes = new_figure(wide * h / w + 0.5, 12, ncols=1 + len(maps))
+        _pictures(axes)
         axes[0, 0].imshow(np.clip(photo, 0, 1))
         axes[0, 0].set_title("left view; red: not in the right view", fontsize=10)
         shade = np.zeros((h, w, 4))
@@ -178,14 +223,17 @@ def gain_maps(
         axes[0, 0].imshow(shade)
         for ax, (title, values) in zip(axes[0, 1:], maps.items(), strict=True):
             shown = ax.imshow(values, cmap="RdBu", vmin=-reach, vmax=reach)
-            ax.contour(hidden, levels=[0.5], colors="black", linewidths=0.4)
             ax.set_title(title, fontsize=10)
-        for ax in axes.flat:
-            ax.set(xticks=[], yticks=[])
-            ax.grid(visible=False)
         bar = fig.colorbar(shown, ax=axes, fraction=0.02, pad=0.01, extend="both")
         bar.set_label("gain [dB]", fontsize=9)
     return fig
+
+
+def _pictures(axes: np.ndarray) -> None:
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+        ax.grid(visible=False)
+        ax.spines[:].set_visible(False)
 
 
 def gain_bars(

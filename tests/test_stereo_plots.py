@@ -26,6 +26,17 @@ def test_strategies_name_what_is_trained():
     assert {"(a) from scratch", "(b) full fine-tuning", "(c) adapters"} <= set(texts(fig))
 
 
+def test_scenes_mark_what_is_hidden():
+    hidden = np.zeros((H, W), dtype=bool)
+    hidden[:, :4] = True
+    scene = (PHOTO, PHOTO, np.full((H, W), 4.0), hidden)
+    fig = stereo_plots.scenes({"one": scene, "two": scene}, 8)
+    values, shade = (image.get_array() for image in fig.axes[5].images)
+    assert (values == 4).all() and (shade[..., 3] == hidden).all()
+    assert fig.axes[5].images[0].get_clim() == (0, 8)
+    assert fig.axes[3].get_ylabel() == "two"
+
+
 def test_attention_rows_mark_the_true_column():
     disparity = np.full((H, W), 3.0)
     disparity[0] = np.nan
@@ -67,7 +78,8 @@ def test_gains_as_maps_and_bars(tmp_path):
     gain = stereo_analysis.gain_map(before, before + 0.05, truth, side=3).numpy()
     hidden = stereo_analysis.occluded(disparity).numpy()
     fig = stereo_plots.gain_maps(PHOTO, {"both": gain}, hidden)
-    assert fig.axes[1].images[0].get_clim() == (-1, 1)
+    low, high = fig.axes[1].images[0].get_clim()
+    assert low == -high and high == pytest.approx(np.percentile(abs(gain), 98))
     for path in save_figure(fig, tmp_path, "gain"):
         assert path.stat().st_size > 0
 

@@ -8,11 +8,11 @@ import tempfile
 from dataclasses import replace
 
 from ir_peft import train
-from ir_peft.evaluate import evaluate
 from ir_peft.experiments import (
     PROFILES,
     adapted_model,
     load_specs,
+    score,
     training_set,
     validation_pairs,
 )
@@ -32,7 +32,6 @@ def main() -> None:
         if spec.row not in options.rows or spec.task != options.task or spec.seed:
             continue
         pairs = validation_pairs(spec, profile)
-        convention = {key: spec.metric[key] for key in ("channel", "crop_border")}
         for rate in options.rates:
             model = adapted_model(spec, profile)
             with tempfile.TemporaryDirectory() as folder:
@@ -45,8 +44,8 @@ def main() -> None:
                     schedule=profile.schedule,
                     out=folder,
                 )
-            scores = evaluate(model, pairs, **convention, progress=False)
-            mean = sum(score["psnr"] for score in scores) / len(scores)
+            rows = score(model, pairs, spec, progress=False)
+            mean = sum(row["psnr"] for row in rows) / len(rows)
             print(f"{spec.row} lr {rate:g}: {mean:.3f} dB after {profile.steps} steps", flush=True)
 
 

@@ -42,7 +42,7 @@ def test_regex_without_a_match(tiny):
         tiny, ValueError, "excludes all", "lora", target_modules=("fc1",), exclude_modules=r".*fc1"
     )
     refused(
-        tiny, ValueError, "no module is named 'nrom'; nearest names: 'norm'",
+        tiny, ValueError, "no module matches 'nrom'; nearest names: 'norm'",
         "lora", modules_to_save=("nrom",),
     )  # fmt: skip
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 NOTES = (
     "Train [s], steps/s and peak memory are those of the process that trained the row, one after "
-    "the other on a machine with other work; `benchmarks/train_step.py` compares side by side."
+    "the other on a machine with other work; `benchmarks/methods.py` compares methods side by side."
 )
 """A sentence for the head of every table."""
 

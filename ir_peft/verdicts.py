@@ -6,7 +6,7 @@ worst seed. A difference within it decides nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ def beside(lead: float, spread: float, other: str = "") -> str:
     return f"{text}, {side} the seeds' spread of {spread:.2f} dB"
 
 
-def leads(rows: pd.DataFrame, us: str, others: Iterable[str], title: str) -> Claim:
-    """The claim that one row leads some others, as far as they were run.
+def leads(rows: pd.DataFrame, us: str, others: Sequence[str], title: str) -> Claim:
+    """The claim that one row leads some others; it cannot hold before all of them were run.
 
     Args:
         rows: A table indexed by row.
@@ -65,4 +65,7 @@ def leads(rows: pd.DataFrame, us: str, others: Iterable[str], title: str) -> Cla
     text = f"{title}: {rows['label'][us]} against "
     text += ", ".join(f"{rows['label'][row]} {lead:+.2f} dB" for row, lead in ahead.items())
     text += f"; the seeds' spread is {spread:.2f} dB" if spread == spread else ""
-    return verdict(ahead, spread), text
+    missing = [row for row in others if row not in psnr]
+    text += f"; not run: {', '.join(missing)}" if missing else ""
+    holds = verdict(ahead, spread)
+    return (None if holds and missing else holds), text

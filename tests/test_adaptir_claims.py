@@ -163,8 +163,10 @@ def test_verdicts():
     assert verdict([np.float64(0.3)], 0.05) is True
     assert beside(-0.1, math.nan) == "-0.10 dB"
     rows = table("sr4", {"a": 2.0, "b": 1.5, "c": math.nan}, {"a": 0.1})[0].set_index("row")
-    assert leads(rows, "a", ["b", "c"], "T") == (
-        True,
-        "T: a against b +0.50 dB; the seeds' spread is 0.10 dB",
-    )
+    text = "T: a against b +0.50 dB; the seeds' spread is 0.10 dB"
+    assert leads(rows, "a", ["b"], "T") == (True, text)
+    assert leads(rows, "b", ["a"], "T")[0] is False
+    # It cannot hold before all were run, but it can fail.
+    assert leads(rows, "a", ["b", "c"], "T") == (None, f"{text}; not run: c")
+    assert leads(rows, "b", ["a", "c"], "T")[0] is False
     assert leads(rows, "a", ["c"], "T") == (None, "T: needs a and c")

@@ -74,6 +74,10 @@ ARROWS = {
     "plots": {"figure_style", "variant_plots"},
     "variant_plots": {"figure_style"},
     "architecture_plots": {"figure_style"},
+    "matrix_plots": {"figure_style"},
+    "adair_tables": {"records"},
+    "adair_claims": {"adair_tables"},
+    "adair_plots": {"figure_style"},
     "stereo_plots": {"figure_style"},
     "reproduce": {
         "adaptir_protocol",

@@ -1,0 +1,222 @@
+"""What the tables of :mod:`ir_peft.adair_tables` say, in sentences computed from them.
+
+The expectations are those that the AdaIR paper's abstract and the idea of adapters lead to; the
+paper's own numbers are not known to us, so none is compared with.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .adair_tables import BASES, OWN_TASK
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PAIRS = {
+    ("adair", "frozen"): "The adapter improves the base",
+    ("adair", "scratch"): "The adapter beats a model trained from scratch in as many steps",
+    ("full", "adair"): "Full fine-tuning of the base leads the adapter",
+    ("adair", "lora"): "The adapter leads LoRA of nearly its size",
+    ("adair", "all_full"): "The adapter beats one model for all tasks",
+    ("adair", "all_adair"): "The adapter beats one adapter for all tasks",
+}
+"""Expectations of the multi-task table: (better row, other row) -> the sentence's beginning."""
+
+
+def verdict(holds: bool, text: str) -> str:
+    """A sentence that begins with whether an expectation holds."""
+    return f"{'Holds here' if holds else 'Does not hold here'}: {text}."
+
+
+def _span(values: pd.Series) -> str:
+    """Mean, least and most of some differences, with the task of the last two."""
+    if len(values) == 1:
+        return f"by {values.iloc[0]:+.2f} dB on {values.index[0]}"
+    return (
+        f"by {values.mean():+.2f} dB in the mean (least {values.min():+.2f} on {values.idxmin()}, "
+        f"most {values.max():+.2f} on {values.idxmax()})"
+    )
+
+
+def multitask(grid: pd.DataFrame) -> list[str]:
+    """Each expectation of :data:`PAIRS`, over the tasks where both rows were run."""
+    psnr = grid.drop(columns=["label", "mean"])
+    lines = []
+    for (better, other), text in PAIRS.items():
+        if not {better, other} <= set(psnr.index):
+            continue
+        lead = (psnr.loc[better] - psnr.loc[other]).dropna().astype(float)
+        if lead.empty:
+            missing = [row for row in (better, other) if psnr.loc[row].isna().all()]
+            lines.append(f"Not checked: {text}; not run: {', '.join(missing) or 'a common task'}.")
+            continue
+        ahead = f"on {(lead > 0).sum()} of {len(lead)} tasks, {_span(lead)}"
+        lines.append(verdict(lead.mean() > 0, f"{text}: {ahead}"))
+    return lines
+
+
+def transfer(panels: dict[str, pd.DataFrame]) -> list[str]:
+    """Which pretraining helps, from :func:`ir_peft.adair_tables.transfer`."""
+    adapted = panels["adapted"].dropna(how="all")
+    if len(adapted) < 2:
+        return ["Not checked: which pretraining helps needs two bases with adapters."]
+    lines = []
+    full = adapted.dropna()
+    if len(full) > 1:
+        order = full.mean(axis=1).sort_values(ascending=False)
+        best, worst = order.index[0], order.index[-1]
+        lines.append(
+            f"Best base over all tasks: {BASES[best]}, {order.iloc[0]:.2f} dB in the mean; last: "
+            f"{BASES[worst]}, {order.iloc[0] - order.iloc[-1]:.2f} dB below."
+        )
+    own = {
+        base: task for base, task in OWN_TASK.items()
+        if base in adapted.index and adapted[task].notna()[base] and adapted[task].count() > 1
+    }  # fmt: skip
+    if own:
+        singles = adapted.reindex([base for base in OWN_TASK if base in adapted.index])
+        right = [base for base, task in own.items() if singles[task].idxmax() == base]
+        text = "Of the bases with one kind of damage, a task's own is the best for it: "
+        lines.append(verdict(len(right) == len(own), f"{text}{len(right)} of {len(own)} tasks"))
+    for low, text in (
+        ("none", "Any pretraining beats random weights"),
+        ("identity", "Restoring anything beats copying clean images"),
+    ):
+        others = adapted.drop(index=["none", "identity"], errors="ignore")
+        if low in adapted.index and len(others):
+            lead = (others - adapted.loc[low]).stack().dropna()
+            base, task = lead.idxmin()
+            lines.append(
+                verdict(
+                    lead.min() > 0,
+                    f"{text}: in {(lead > 0).sum()} of {len(lead)} cells; the least lead is "
+                    f"{lead.min():+.2f} dB (base: {BASES[base]}, {task})",
+                )
+            )
+    if {"mixed", "random_order"} <= set(adapted.index):
+        lead = (adapted.loc["mixed"] - adapted.loc["random_order"]).dropna()
+        lines.append(f"One damage an image against all four in random order: {_span(lead)}.")
+    gain = panels["gain"].stack().dropna()
+    if len(gain):
+        (most, most_task), (least, least_task) = gain.idxmax(), gain.idxmin()
+        lines.append(
+            f"An adapter adds most to {BASES[most]} on {most_task} ({gain.max():+.2f} dB), least "
+            f"to {BASES[least]} on {least_task} ({gain.min():+.2f} dB)."
+        )
+    return lines
+
+
+def ablation(frame: pd.DataFrame) -> list[str]:
+    """The best variant of each group and how much the choice matters."""
+    tasks = list(frame.columns[4:])
+    lines = []
+    for group, part in frame.groupby("group", sort=False):
+        run = part.set_index("variant")[tasks].dropna(axis=1, how="all").dropna()
+        if len(run) < 2 or run.empty:
+            lines.append(f"Not checked: {group}, fewer than two variants were run.")
+            continue
+        texts = [
+            f"{run[task].idxmax()} leads by up to {run[task].max() - run[task].min():.2f} dB on "
+            f"{task}" for task in run
+        ]  # fmt: skip
+        sizes = part.set_index("variant")["trainable"][run.index]
+        lines.append(
+            f"{group.capitalize()} ({sizes.min():,.0f} to {sizes.max():,.0f} parameters): "
+            f"{'; '.join(texts)}."
+        )
+    return lines
+
+
+def unseen_levels(frame: pd.DataFrame) -> list[str]:
+    """What is lost at a strength that was not trained for, AdaIR against the other methods."""
+    other = frame[frame["task"] != frame["trained"]].dropna(subset=["lost"])
+    lost = other.pivot_table(index="task", columns="like", values="lost")
+    if "adair" not in lost:
+        return ["Not checked: strengths that were not trained for; not run: the adapter's rows."]
+    lines = []
+    for like, text in (("scratch", "a model from scratch"), ("full", "full fine-tuning")):
+        if like in lost:
+            both = lost[["adair", like]].dropna()
+            less = int((both["adair"] < both[like]).sum())
+            means = f"{both['adair'].mean():.2f} against {both[like].mean():.2f} dB in the mean"
+            lines.append(
+                verdict(
+                    both["adair"].mean() < both[like].mean(),
+                    f"At a strength it was not trained for, the adapter loses less than {text}: "
+                    f"{means}, less on {less} of {len(both)} strengths",
+                )
+            )
+    above = other[other["like"] == "adair"].dropna(subset=["base"])
+    worse = above[above["psnr"] < above["base"]]
+    if len(above):
+        lines.append(
+            f"An adapter for one strength is below the base without it on {len(worse)} of "
+            f"{len(above)} other strengths{': ' if len(worse) else ''}{', '.join(worse['task'])}."
+        )
+    return lines
+
+
+def unseen_tasks(frame: pd.DataFrame) -> list[str]:
+    """What the adapter gains on damage that its base never met, beside damage that it knows."""
+    lines = []
+    for column, what in (
+        ("over base", "The adapter adds to its base"),
+        ("over scratch", "It leads a model from scratch by"),
+        ("below full", "It stays below full fine-tuning by"),
+    ):
+        known, new = (frame[frame["seen"] == seen][column].dropna() for seen in (True, False))
+        if known.empty or new.empty:
+            lines.append(f"Not checked: {column}, not run on both kinds of damage.")
+            continue
+        lines.append(
+            f"{what} {new.mean():+.2f} dB on damage that the base has never met ({len(new)} "
+            f"tasks), {known.mean():+.2f} dB on damage that it knows ({len(known)} tasks)."
+        )
+    return lines
+
+
+def cost(frame: pd.DataFrame) -> list[str]:
+    """Parameters, bytes, seconds and memory of the adapter beside full fine-tuning and scratch."""
+    run = frame[frame["tasks"] > 0]
+    if "adair" not in run.index or not {"full", "scratch"} & set(run.index):
+        return ["Not checked: costs; not run: the adapter, or a model trained whole."]
+    own = run.loc["adair"]
+    whole = run.loc["full" if "full" in run.index else "scratch"]
+    lines = [
+        f"Beside {whole['label'].lower()} the adapter trains {_share(own, whole, 'trainable')} of "
+        f"the parameters, stores {_share(own, whole, 'bytes')} of the bytes of a task, takes "
+        f"{_share(own, whole, 'seconds')} of the time and {_share(own, whole, 'peak_memory')} of "
+        "the memory.",
+        f"For {own['tasks']} tasks: {own['all_bytes'] / 1e6:.1f} MB with the base, against "
+        f"{whole['all_bytes'] / 1e6:.1f} MB.",
+    ]
+    if own["validated"] > 0:
+        text = f"What training from scratch ends with the adapter reaches on {own['reached']:.0f} "
+        text += f"of {own['validated']:.0f} tasks"
+        if own["reached"] and "scratch" in run.index:
+            text += f", after {own['reach']:.0f} s against {run.loc['scratch', 'reach']:.0f} s"
+        lines.append(f"{text} (to the nearest validation).")
+    else:
+        lines.append("Not checked: time to a PSNR; nothing was validated during training.")
+    return lines
+
+
+def _share(own: pd.Series, whole: pd.Series, column: str) -> str:
+    value = 100 * own[column] / whole[column] if whole[column] else float("nan")
+    return "an unknown share" if value != value else f"{value:.1f} %"
+
+
+def picking(frame: pd.DataFrame) -> list[str]:
+    """How often the estimator picks the right adapter and what the others cost."""
+    total = frame.loc["all"]
+    text = (
+        f"The estimator picks the right adapter for {100 * total['right']:.0f} % of "
+        f"{total['images']:.0f} images; the mean loss against the right choice is "
+        f"{total['lost']:.2f} dB"
+    )
+    tasks = frame.drop(index="all")
+    if total["right"] < 1:
+        worst = tasks["lost"].idxmax()
+        text += f", the largest of a task {tasks.loc[worst, 'lost']:.2f} dB on {worst}"
+    return [text + "."]

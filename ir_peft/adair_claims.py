@@ -154,7 +154,7 @@ def unseen_levels(frame: pd.DataFrame) -> list[str]:
             f"An adapter for one strength is below the base without it on {len(worse)} of "
             f"{len(above)} other strengths{': ' if len(worse) else ''}{', '.join(worse['task'])}."
         )
-    return lines
+    return lines or ["Not checked: other strengths; not run: the other methods and the base."]
 
 
 def unseen_tasks(frame: pd.DataFrame) -> list[str]:
@@ -162,16 +162,16 @@ def unseen_tasks(frame: pd.DataFrame) -> list[str]:
     lines = []
     for column, what in (
         ("over base", "The adapter adds to its base"),
-        ("over scratch", "It leads a model from scratch by"),
-        ("below full", "It stays below full fine-tuning by"),
+        ("over scratch", "The adapter leads a model from scratch by"),
+        ("below full", "The adapter stays below full fine-tuning by"),
     ):
         known, new = (frame[frame["seen"] == seen][column].dropna() for seen in (True, False))
         if known.empty or new.empty:
             lines.append(f"Not checked: {column}, not run on both kinds of damage.")
             continue
         lines.append(
-            f"{what} {new.mean():+.2f} dB on damage that the base has never met ({len(new)} "
-            f"tasks), {known.mean():+.2f} dB on damage that it knows ({len(known)} tasks)."
+            f"{what} {new.mean():+.2f} dB on damage that the base has never met (tasks: "
+            f"{len(new)}), {known.mean():+.2f} dB on damage that it knows (tasks: {len(known)})."
         )
     return lines
 
@@ -187,10 +187,13 @@ def cost(frame: pd.DataFrame) -> list[str]:
         f"Beside {whole['label'].lower()} the adapter trains {_share(own, whole, 'trainable')} of "
         f"the parameters, stores {_share(own, whole, 'bytes')} of the bytes of a task, takes "
         f"{_share(own, whole, 'seconds')} of the time and {_share(own, whole, 'peak_memory')} of "
-        "the memory.",
-        f"For {own['tasks']} tasks: {own['all_bytes'] / 1e6:.1f} MB with the base, against "
-        f"{whole['all_bytes'] / 1e6:.1f} MB.",
+        "the memory."
     ]
+    if own["tasks"] == whole["tasks"]:
+        lines.append(
+            f"For {own['tasks']} tasks: {own['all_bytes'] / 1e6:.1f} MB with the base, against "
+            f"{whole['all_bytes'] / 1e6:.1f} MB."
+        )
     if own["validated"] > 0:
         text = f"What training from scratch ends with the adapter reaches on {own['reached']:.0f} "
         text += f"of {own['validated']:.0f} tasks"

@@ -73,11 +73,12 @@ def task_dots(by_task: pd.DataFrame, labels: Mapping[str, str], *, base: str = "
                     _dot(ax, value, y[k], color(row), filled=True, label=labels[row])
         ax.axvline(0, color=color(base), ls="--", lw=1.4, label=labels.get(base, base))
         ax.set_yticks(y, shown.index)
-        for known, text in ((True, "the base knows it"), (False, "new to the base")):
+        ax.set_ylim(-0.6, y[-1] + 0.6)
+        for known, text in ((True, "the base\nknows it"), (False, "new to\nthe base")):
             if (seen == known).any():
                 ax.text(
-                    1.01, y[(seen == known).to_numpy()].mean(), text, rotation=-90, va="center",
-                    transform=ax.get_yaxis_transform(), fontsize=9, color="#555555",
+                    1.01, y[(seen == known).to_numpy()].mean(), text, va="center", fontsize=9,
+                    transform=ax.get_yaxis_transform(), color="#555555",
                 )  # fmt: skip
         ax.invert_yaxis()
         ax.set_xlabel("PSNR above the frozen base [dB]")

@@ -255,6 +255,8 @@ def seconds_to_reach(
             first = bool(curve["val_psnr"].iloc[0] >= targets[task])
             lines.append((row, task, targets[task], seconds, first))
     frame = pd.DataFrame(lines, columns=columns)
+    if frame.empty:
+        return frame
     grouped = frame.groupby(["row", "task"], sort=False, as_index=False)
     return grouped.agg({"target": "mean", "seconds": "mean", "first": "all"})[columns]
 

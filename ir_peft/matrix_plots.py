@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.colors import Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from .figure_style import new_figure, style
 
@@ -93,6 +94,7 @@ def heat_maps(
             made = fig.colorbar(image, ax=ax, location="bottom", fraction=0.05, pad=0.02)
             made.set_label(bar, fontsize=9)
             made.ax.tick_params(labelsize=8)
+            made.locator = MaxNLocator(5)
         axes[0, 0].set_yticks(range(len(first)), first.index)
         axes[0, 0].set_ylabel(ylabel)
     return fig

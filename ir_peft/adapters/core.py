@@ -326,7 +326,8 @@ def merge_and_unload(model: nn.Module) -> nn.Module:
             place.replace(parts.copies[place.name].train(place.layer.training))
     for key, parameter in base_parameters(model).items():
         # A new bias is as trainable as its layer's weight.
-        parameter.requires_grad_(flags.get(key, flags[f"{key.rpartition('.')[0]}.weight"]))
+        own = key if key in flags else f"{key.rpartition('.')[0]}.weight"
+        parameter.requires_grad_(flags[own])
     return model
 
 

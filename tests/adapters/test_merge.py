@@ -98,3 +98,20 @@ def test_merge_reaches_values_that_the_backbone_keeps():
             assert torch.equal(model(x), frozen)
         merge_and_unload(model)
         assert (model(x) - expected).abs().max() < 0.02 * (expected - frozen).abs().max()
+
+
+def test_merging_a_model_that_was_trained_whole():
+    """Restormer has parameters beside no weight, such as each attention's temperature."""
+    settings = {"dim": 8, "depths": (1, 1, 1, 1), "refinement": 1}
+    model = create_backbone("restormer", **settings).eval()
+    before = snapshot(model)
+    attach_adapter(model, "full")
+    x = torch.rand(1, 3, 8, 8)
+    with torch.no_grad():
+        for p in trainable_parameters(model).values():
+            p.add_(0.1)
+        expected = model(x)
+        merge_and_unload(model)
+        assert torch.equal(model(x), expected)
+    after = snapshot(model)
+    assert before[0] == after[0] and before[2] == after[2]

@@ -861,13 +861,13 @@ else:
     print("the package has no estimator yet: tools/train_estimator.py trains one")
     print(f"in its place: one of {fit.steps} steps, trained here in {taken:.0f} s")
 tests = photos.test_set(PROFILE.test_set)[: PROFILE.images]
-crop = max(estimator.SIDE, PROFILE.crop)
+tested = max(estimator.SIDE, PROFILE.crop)  # Side of the crops that it judges.
 classes = list(estimator.CLASSES)
 counts = pd.DataFrame(0, index=classes, columns=classes)
 judged = []
 for name in classes:
     damage = degradations.TEST_TASKS.get(name, degradations.GaussianNoise(0.0))
-    for image, lq, gt in patches.make_test_pairs(tests, damage, crop=crop):
+    for image, lq, gt in patches.make_test_pairs(tests, damage, crop=tested):
         shares = estimator.estimate(judge, lq)
         counts.loc[name, max(shares, key=shares.get)] += 1
         if name in TRAINED:
@@ -892,7 +892,7 @@ def score(name, lq, gt):
 
 
 recorded = {}
-if len(records) and crop == PROFILE.crop:  # The records have the oracle's scores on these crops.
+if len(records) and tested == PROFILE.crop:  # The records have the oracle's scores on these crops.
     own = records[records["table"].eq("multitask") & records["row"].eq("adair")]
     recorded = own.set_index(["task", "image"])["psnr"].to_dict()
 picks = []

@@ -47,6 +47,7 @@ def make_records(keep=lambda line: True, psnr=psnr_of):
                     "seed": 0,
                     **{"profile": "full", "steps": 300, "batch_size": 4, "lq_size": 64},
                     **{"test_set": "photos11", "crop": 288.0, "channel": "rgb"},
+                    **{"precision": "no", "files": "", "weights": None, "set": ""},
                     **{"crop_border": 0, "round_to_uint8": True, "window": "gaussian11"},
                     "trainable": BASE if whole else ADAPTER if trains else 0,
                     "backbone_parameters": float("nan") if line.method == "bicubic" else BASE,

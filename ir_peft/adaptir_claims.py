@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from .verdicts import RESOLUTION, Claim, beside, leads, seeds_spread, verdict
+from .verdicts import RESOLUTION, SEEDS, Claim, beside, leads, seeds_spread, verdict
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -155,8 +155,8 @@ def only_adaptir_is_stable(rows: pd.DataFrame) -> Claim:
     if not {"frozen", "adaptir"} <= set(run.index) or len(run) < 3:
         return None, f"{title}: needs frozen, adaptir and another method"
     over = run - run["frozen"]
-    below = over.drop("adaptir") < -RESOLUTION
-    holds = bool(over["adaptir"] > -RESOLUTION and below.any())
+    below = over.drop("adaptir") < -SEEDS
+    holds = bool(over["adaptir"] > -SEEDS and below.any())
     text = f"{title}: {_above_and_below(rows, run)}"
     text += f"; in the paper's mean {_above_and_below(rows, paper.drop('full', errors='ignore'))}"
     return holds, text

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from .adaptir_claims import PAPER_NAMES, claims
 from .table_rows import BORROWED
 from .variant_claims import ablation_claims, peft_claims, scaling_claims
-from .verdicts import WORDS, Claim
+from .verdicts import SEEDS, WORDS, Claim
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -135,11 +135,12 @@ def foot(
     """The lines under a table: the paper's claims, the reach of the tail, the paper's typos."""
     lines = [f"{WORDS[holds]}: {text}." for holds, text in check(frame, images, paper)]
     if frame["seeds"].max() == 1:
-        lines.append("One seed a row: small differences may be chance.")
+        lines.append(f"One seed a row: differences up to {SEEDS} dB decide nothing.")
     elif (frame["seeds"] == 1).any():
         lines.append(
             "± is the sample standard deviation over (n) seeds; the seeds' spread is the best less "
-            "the worst of them. Rows without ± have one seed."
+            f"the worst of them. Rows without ± have one seed; differences up to {SEEDS} dB decide "
+            "nothing."
         )
     return lines + reach_of_the_tail(frame) + typos(frame, numbers, task)
 
@@ -151,7 +152,8 @@ def reach_of_the_tail(frame: pd.DataFrame) -> list[str]:
     bare = [row.removesuffix("_tail") for row in tails if row.removesuffix("_tail") in psnr]
     if not bare:
         return []
-    text = f"Measured here: adapters alone {psnr[bare].min():.2f} to {psnr[bare].max():.2f} dB, "
+    names = ", ".join(frame.set_index("row")["label"][bare])
+    text = f"Measured here: {names} alone {psnr[bare].min():.2f} to {psnr[bare].max():.2f} dB, "
     text += f"with the tail {psnr[tails].min():.2f} to {psnr[tails].max():.2f} dB"
     words = {"tail": "the tail alone", "bicubic": frame["against"].iloc[0], "full": "full"}
     for row, name in words.items():

@@ -171,6 +171,10 @@ def _run(options: argparse.Namespace) -> None:
     if profile.epochs is None:
         if options.data or options.weights:
             raise ValueError(f"--data and --weights are for --profile paper, not {profile.name}")
+        if any(spec.table == "paper" for spec in specs):
+            raise ValueError(
+                f"{options.file} takes published images: --profile paper, not {profile.name}"
+            )
         sweep.run_all(specs, profile, jobs=options.jobs)
         return
     if not (options.data and options.weights):

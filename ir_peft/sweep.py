@@ -69,12 +69,11 @@ def run_all(
     one = partial(run, profile=profile, root=root, sources=sources)
     done = _side_by_side(specs, groups, one, jobs) if jobs > 1 else _in_turn(specs, one)
     records: dict[int, dict[str, Any]] = {}
-    bar = tqdm(total=len(specs), desc=f"rows ({profile.name})", unit="row")
-    for place, record in done:
-        records[place] = record
-        bar.write(f"{specs[place].task:12} {specs[place].label:26} {_means(record)}")
-        bar.update()
-    bar.close()
+    with tqdm(total=len(specs), desc=f"rows ({profile.name})", unit="row") as bar:
+        for place, record in done:
+            records[place] = record
+            bar.write(f"{specs[place].task:12} {specs[place].label:26} {_means(record)}")
+            bar.update()
     return [records[place] for place in range(len(specs))]
 
 

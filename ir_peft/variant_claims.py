@@ -67,7 +67,7 @@ def scaling_claims(frame: pd.DataFrame, images: pd.DataFrame) -> list[Claim]:
 def leads_at_every_size(curves: dict[str, pd.DataFrame]) -> Claim:
     """AdaptIR leads the best of the others, read off their lines at AdaptIR's sizes."""
     title = "AdaptIR leads at every size"
-    ahead, listed, spread = [], [], _spread(curves)
+    ahead, listed, alone, spread = [], [], [], _spread(curves)
     for _, point in curves["adaptir"].iterrows():
         size, best = np.log(point["trainable"]), {}
         for method, part in curves.items():
@@ -78,21 +78,34 @@ def leads_at_every_size(curves: dict[str, pd.DataFrame]) -> Claim:
             name = max(best, key=best.get)
             ahead.append(point["psnr"] - best[name])
             listed.append(f"{ahead[-1]:+.2f} dB at {point['trainable']:,.0f} values ({name})")
+        else:
+            alone.append(f"{point['trainable']:,.0f}")
     if not ahead:
         return None, f"{title}: no other method was run at its sizes"
     text = f"{title}: against the best of the others on the lines between their points "
     text += ", ".join(listed)
+    text += f"; no other was run at {', '.join(alone)}" if alone else ""
     text += f"; the seeds' spread is {spread:.2f} dB" if spread == spread else ""
     return verdict(ahead, spread), text
 
 
 def gains_most_from_size(curves: dict[str, pd.DataFrame]) -> Claim:
-    """From its smallest to its largest size AdaptIR gains more than the others."""
-    gains = {m: part["psnr"].iloc[-1] - part["psnr"].iloc[0] for m, part in curves.items()}
+    """Over the sizes that all have, read off their lines, AdaptIR gains more than the others."""
+    sizes = {method: np.log(part["trainable"]) for method, part in curves.items()}
+    ends = [max(map(min, sizes.values())), min(map(max, sizes.values()))]
+    if ends[0] >= ends[1]:
+        return None, "AdaptIR gains most from size: the methods have no sizes in common"
+    gains = {
+        method: np.diff(np.interp(ends, sizes[method], part["psnr"]))[0]
+        for method, part in curves.items()
+    }
     lead = gains["adaptir"] - max(gain for method, gain in gains.items() if method != "adaptir")
     listed = ", ".join(f"{_name(curves[method])} {gain:+.2f}" for method, gain in gains.items())
     text = f"AdaptIR gains most from size: {beside(lead, _spread(curves), 'the next')}; "
-    return verdict([lead], _spread(curves)), text + f"smallest to largest {listed} dB"
+    low, high = np.exp(ends)
+    return verdict(
+        [lead], _spread(curves)
+    ), f"{text}from {low:,.0f} to {high:,.0f} values {listed} dB"
 
 
 def _name(curve: pd.DataFrame) -> str:

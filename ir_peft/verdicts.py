@@ -1,7 +1,7 @@
 """What a claim is, and when a difference of PSNR decides it.
 
 Rows with several seeds say how far chance alone moves a row: by their spread, the best minus the
-worst seed. A difference within it decides nothing.
+worst seed. A difference within it decides nothing, and none below `SEEDS` does.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ WORDS = {True: "Holds here", False: "Does not hold here", None: "Not decided her
 
 
 RESOLUTION = 0.005
-"""Differences below it are printed as 0.00 dB and decide nothing either."""
+"""Differences below it are printed as 0.00 dB."""
+SEEDS = 0.05
+"""The largest spread of three seeds [dB] where there are three; rows with one seed may move so."""
 
 
 def chance(spread: float) -> float:
     """The largest difference [dB] that decides nothing, from the seeds' spread (NaN: one seed)."""
-    return max(RESOLUTION, 0.0 if spread != spread else spread)
+    return SEEDS if spread != spread else max(SEEDS, spread)
 
 
 def verdict(leads: Iterable[float], spread: float) -> bool | None:

@@ -91,9 +91,9 @@ def test_stability_names_what_falls_below_here_and_in_the_paper():
     assert "AdaptIR +0.30 dB, below ssf -0.10 dB; in the paper's mean AdaptIR" in text
     assert text.endswith("below ssf -1.41 dB")
     assert checked("denoise30", OURS | {"ssf": 28.1})[STABLE][0] is False
-    assert checked("denoise30", OURS | {"adaptir": 27.99})[STABLE][0] is False
-    # What is printed as 0.00 dB is not below.
-    assert checked("denoise30", OURS | {"ssf": 27.996})[STABLE][0] is False
+    assert checked("denoise30", OURS | {"adaptir": 27.94})[STABLE][0] is False
+    # What may be chance is not below.
+    assert checked("denoise30", OURS | {"ssf": 27.96})[STABLE][0] is False
     missing = {row: psnr for row, psnr in OURS.items() if row != "adaptir"}
     assert checked("denoise30", missing)[STABLE][0] is None
 
@@ -156,7 +156,7 @@ def test_claims_of_the_tail_need_rows_of_the_tail():
 
 
 def test_verdicts():
-    assert chance(math.nan) == 0.005 and chance(0.2) == 0.2
+    assert chance(math.nan) == chance(0.01) == 0.05 and chance(0.2) == 0.2
     assert verdict([0.3, 0.1], math.nan) is True
     assert verdict([0.3, 0.1], 0.2) is None
     assert verdict([0.3, -0.1], 0.05) is False

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from ir_peft import sweep
 from ir_peft.specs import PROFILES, load_specs
@@ -30,7 +31,7 @@ def test_two_processes_give_the_records_of_one(specs, tmp_path, capsys):
 
 def test_a_row_that_fails_in_its_process_is_the_callers_error(specs, tmp_path):
     broken = [specs[0], replace(specs[1], backbone="no_such_backbone")]
-    with pytest.raises(Exception, match="no_such_backbone"):
+    with pytest.raises(FileNotFoundError, match="no bundled tag or file 'no_such_backbone'"):
         sweep.run_all(broken, PROFILES["smoke"], tmp_path, jobs=2)
 
 
@@ -44,8 +45,9 @@ def test_specs_of_one_training_stay_together(specs, tmp_path, monkeypatch):
 
 def test_seconds_of_records_are_measured_alone(monkeypatch):
     monkeypatch.setattr(sweep, "cores", lambda: 20)
-    jobs = {name: sweep.usual_jobs(profile) for name, profile in PROFILES.items()}
-    assert jobs["full"] == jobs["paper"] == 1
-    assert jobs["demo"] in (1, sweep.MOST_JOBS)  # 1 on a GPU.
+    for device, most in (("cpu", sweep.MOST_JOBS), ("cuda", 1)):
+        monkeypatch.setattr(sweep.devices, "pick", lambda device=device: torch.device(device))
+        jobs = {name: sweep.usual_jobs(profile) for name, profile in PROFILES.items()}
+        assert jobs == {"full": 1, "paper": 1, "demo": most, "smoke": most}
     with pytest.raises(ValueError, match="at least 1, not 0"):
         sweep.run_all([], PROFILES["smoke"], jobs=0)

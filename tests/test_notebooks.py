@@ -149,7 +149,7 @@ def test_unknown_parameter_is_an_error(notebook, tmp_path):
 @pytest.fixture
 def checkout(tmp_path):
     """The part of a checkout that notebooks read: they write their runs into it, too."""
-    for name in ("notebooks", "experiments"):
+    for name in ("notebooks", "experiments", "results/records"):
         shutil.copytree(ROOT / name, tmp_path / name)
     return tmp_path
 

@@ -217,10 +217,11 @@ def find_adapter(path_or_tag: str | Path) -> Path:
                 return folder
             inside = sorted(path.parent for path in folder.rglob(CONFIG_FILE))
             if inside and len(missing) == 2:
-                names = ", ".join(str(Path(path_or_tag) / i.relative_to(folder)) for i in inside)
+                names = [str(Path(path_or_tag) / i.relative_to(folder)) for i in inside]
+                more = ", ... (`ir-peft list` shows all)" if len(names) > 4 else ""
                 raise FileNotFoundError(
-                    f"{str(path_or_tag)!r} is a folder of {len(inside)} adapters: "
-                    f"name one of {names}"
+                    f"{str(path_or_tag)!r} is a folder of {len(inside)} adapters: name one of "
+                    f"{', '.join(names[:4])}{more}"
                 )
             raise FileNotFoundError(f"{folder} has no {' and no '.join(missing)}")
     tags = [str(file.parent.relative_to(WEIGHTS)) for file in WEIGHTS.rglob(CONFIG_FILE)]

@@ -34,7 +34,7 @@ def tool():
 def student(tool, tmp_path_factory):
     """A checkout's folders that notebooks read, with the edition beside notebooks/."""
     root = tmp_path_factory.mktemp("checkout")
-    for name in ("notebooks", "experiments"):
+    for name in ("notebooks", "experiments", "results/records"):
         shutil.copytree(ROOT / name, root / name)
     written = tool.write(root / "student")
     assert [path.name for path in written] == [path.name for path in NOTEBOOKS]

@@ -30,7 +30,7 @@
 # - say what each branch adds, how the method grows with its width, what its branches respond to,
 # - say what bounds an adapter that sits only in the body of a network, and measure that bound.
 #
-# **Time** on two CPU cores: smoke under a minute; demo 5 minutes, 1 of them a live training, and
+# **Time** on two CPU cores: smoke under a minute; demo 2 minutes, half of them a live training, and
 # some more where `ir-peft reproduce` has not scored the rows yet; full 5 hours. **Before:**
 # [00_quickstart](00_quickstart.ipynb), [02_peft_from_scratch](02_peft_from_scratch.ipynb).
 # **Units:** PSNR is in dB, of the Y channel unless said otherwise, without a border of the scale,

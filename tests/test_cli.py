@@ -59,7 +59,7 @@ def test_restore_names_a_bad_image_and_writes_nothing(photo, capsys, make, messa
         (["--adapter", "adaptir/no_such"], "adaptir/no_such"),
         (["--tile", "0"], "tile"),
         (["--device", "cuda:99"], "no device 'cuda:99' here; there are cpu"),
-        (["--adapter", "adaptir"], "adaptir/lr4_noise30-adaptir_tail"),
+        (["--adapter", "adaptir"], "adaptir/ablation/lr4_noise30-cgm"),
     ],
 )
 def test_restore_names_bad_options(photo, capsys, words, message):

@@ -1,13 +1,15 @@
 """What the tables of :mod:`ir_peft.adair_tables` say, in sentences computed from them.
 
 The expectations are those that the AdaIR paper's abstract and the idea of adapters lead to; the
-paper's own numbers are not known to us, so none is compared with.
+paper's own numbers are not known to us, so none is compared with. ``spread`` is what seeds scatter
+by (:func:`ir_peft.adair_tables.seeds_spread`): a difference within it decides nothing.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from . import verdicts
 from .adair_tables import BASES, OWN_TASK
 
 if TYPE_CHECKING:
@@ -24,9 +26,16 @@ PAIRS = {
 """Expectations of the multi-task table: (better row, other row) -> the sentence's beginning."""
 
 
-def verdict(holds: bool, text: str) -> str:
-    """A sentence that begins with whether an expectation holds."""
-    return f"{'Holds here' if holds else 'Does not hold here'}: {text}."
+NAN = float("nan")
+
+
+def verdict(leads: float | pd.Series, spread: float, text: str) -> str:
+    """A sentence that begins with whether an expectation holds, from the leads [dB] it speaks of.
+
+    It holds if the least of them is beyond chance.
+    """
+    found = verdicts.verdict([leads] if isinstance(leads, float) else leads, spread)
+    return f"{verdicts.WORDS[found]}: {text}."
 
 
 def _span(values: pd.Series) -> str:
@@ -39,8 +48,8 @@ def _span(values: pd.Series) -> str:
     )
 
 
-def multitask(grid: pd.DataFrame) -> list[str]:
-    """Each expectation of :data:`PAIRS`, over the tasks where both rows were run."""
+def multitask(grid: pd.DataFrame, spread: float = NAN) -> list[str]:
+    """Each expectation of :data:`PAIRS`, of the mean over the tasks where both rows were run."""
     psnr = grid.drop(columns=["label", "mean"])
     lines = []
     for (better, other), text in PAIRS.items():
@@ -52,12 +61,25 @@ def multitask(grid: pd.DataFrame) -> list[str]:
             lines.append(f"Not checked: {text}; not run: {', '.join(missing) or 'a common task'}.")
             continue
         ahead = f"on {(lead > 0).sum()} of {len(lead)} tasks, {_span(lead)}"
-        lines.append(verdict(lead.mean() > 0, f"{text}: {ahead}"))
+        lines.append(verdict(float(lead.mean()), spread, f"{text}: {ahead}"))
     return lines
 
 
-def transfer(panels: dict[str, pd.DataFrame]) -> list[str]:
+def seeds(spread: float) -> str:
+    """What the seeds say about differences between rows."""
+    if spread != spread:
+        return f"One seed a row: differences up to {verdicts.SEEDS} dB decide nothing."
+    return (
+        f"± is the sample standard deviation over (n) seeds; the seeds of a row differ by up to "
+        f"{spread:.2f} dB, and rows without ± have one seed: differences up to "
+        f"{verdicts.chance(spread):.2f} dB decide nothing."
+    )
+
+
+def transfer(panels: dict[str, pd.DataFrame], spread: float = NAN) -> list[str]:
     """Which pretraining helps, from :func:`ir_peft.adair_tables.transfer`."""
+    import pandas as pd
+
     adapted = panels["adapted"].dropna(how="all")
     if len(adapted) < 2:
         return ["Not checked: which pretraining helps needs two bases with adapters."]
@@ -76,20 +98,30 @@ def transfer(panels: dict[str, pd.DataFrame]) -> list[str]:
     }  # fmt: skip
     if own:
         singles = adapted.reindex([base for base in OWN_TASK if base in adapted.index])
-        right = [base for base, task in own.items() if singles[task].idxmax() == base]
+        lead = pd.Series(
+            {
+                task: singles[task][base] - singles[task].drop(base).max()
+                for base, task in own.items()
+            }
+        ).dropna()
         text = "Of the bases with one kind of damage, a task's own is the best for it: "
-        lines.append(verdict(len(right) == len(own), f"{text}{len(right)} of {len(own)} tasks"))
+        if len(lead):
+            text += f"{(lead > 0).sum()} of {len(lead)} tasks, {_span(lead)}"
+            lines.append(verdict(lead, spread, text))
     for low, text in (
         ("none", "Any pretraining beats random weights"),
         ("identity", "Restoring anything beats copying clean images"),
     ):
         others = adapted.drop(index=["none", "identity"], errors="ignore")
-        if low in adapted.index and len(others):
+        lead = pd.Series(dtype=float)
+        if low in adapted.index:
             lead = (others - adapted.loc[low]).stack().dropna()
+        if len(lead):
             base, task = lead.idxmin()
             lines.append(
                 verdict(
-                    lead.min() > 0,
+                    lead,
+                    spread,
                     f"{text}: in {(lead > 0).sum()} of {len(lead)} cells; the least lead is "
                     f"{lead.min():+.2f} dB (base: {BASES[base]}, {task})",
                 )
@@ -128,7 +160,7 @@ def ablation(frame: pd.DataFrame) -> list[str]:
     return lines
 
 
-def unseen_levels(frame: pd.DataFrame) -> list[str]:
+def unseen_levels(frame: pd.DataFrame, spread: float = NAN) -> list[str]:
     """What is lost at a strength that was not trained for, AdaIR against the other methods."""
     other = frame[frame["task"] != frame["trained"]].dropna(subset=["lost"])
     lost = other.pivot_table(index="task", columns="like", values="lost")
@@ -142,7 +174,8 @@ def unseen_levels(frame: pd.DataFrame) -> list[str]:
             means = f"{both['adair'].mean():.2f} against {both[like].mean():.2f} dB in the mean"
             lines.append(
                 verdict(
-                    both["adair"].mean() < both[like].mean(),
+                    float(both[like].mean() - both["adair"].mean()),
+                    spread,
                     f"At a strength it was not trained for, the adapter loses less than {text}: "
                     f"{means}, less on {less} of {len(both)} strengths",
                 )
@@ -208,6 +241,24 @@ def cost(frame: pd.DataFrame) -> list[str]:
 def _share(own: pd.Series, whole: pd.Series, column: str) -> str:
     value = 100 * own[column] / whole[column] if whole[column] else float("nan")
     return "an unknown share" if value != value else f"{value:.1f} %"
+
+
+def storage(frame: pd.DataFrame) -> list[str]:
+    """Storage of several tasks and of one, from :func:`ir_peft.adair_costs.storage`."""
+    each, one = frame["a model for each"], frame["base + adapters"]
+    most = frame.index.max()
+    lines = [
+        f"{most} tasks: {each[most] / 1e6:.1f} MB as a model for each, {one[most] / 1e6:.1f} MB as "
+        f"one base with adapters, {each[most] / one[most]:.1f} times smaller; one task: "
+        f"{100 * (one[1] / each[1] - 1):.0f} % larger."
+    ]
+    if "base + adapters, 16 bits" in frame:
+        half = frame.loc[most, "base + adapters, 16 bits"]
+        lines.append(
+            f"Adapters in 16 bits: {half / 1e6:.1f} MB for {most} tasks, {each[most] / half:.1f} "
+            "times smaller."
+        )
+    return lines
 
 
 def picking(frame: pd.DataFrame) -> list[str]:

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from .figure_style import color, has_color, new_figure, style
+from .figure_style import NothingToDrawError, color, has_color, new_figure, style
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,6 +31,8 @@ __all__ = [
 # Okabe and Ito's palette without yellow: groups and tasks, never methods.
 _INKS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"]
 
+_TICKS = [*(-n for n in (20, 10, 5, 3, 2, 1, 0.5, 0.2)), 0, 0.2, 0.5, 1, 2, 3, 5, 10, 20]
+
 
 def _dot(ax: Axes, x: float, y: float, ink: str, filled: bool, label: str | None = None) -> None:
     ax.plot(
@@ -46,7 +48,10 @@ def _legend(fig: Figure, axes: Sequence[Axes], columns: int = 4) -> None:
 
 
 def task_dots(by_task: pd.DataFrame, labels: Mapping[str, str], *, base: str = "frozen") -> Figure:
-    """Draw what each row gains over the base, a line a task, tasks new to the base set apart.
+    """Draw what each row gains over the base, a line a task, a panel for tasks new to the base.
+
+    The scale is linear up to 1 dB on either side and logarithmic beyond: new damage leaves tens of
+    decibels to gain, known damage tenths.
 
     Args:
         by_task: From :func:`ir_peft.adair_tables.unseen_tasks`.
@@ -54,35 +59,38 @@ def task_dots(by_task: pd.DataFrame, labels: Mapping[str, str], *, base: str = "
         base: The row that the others are compared with.
 
     Raises:
-        ValueError: No row was run on a task where the base was.
+        NothingToDrawError: No row was run on a task where the base was.
     """
     rows = [row for row in labels if row in by_task and row not in (base, "bicubic")]
     gains = by_task[rows].sub(by_task[base], axis=0)[[row for row in rows if has_color(row)]]
     if gains.isna().all(axis=None):
-        raise ValueError(f"no row was run on a task where {base!r} was")
+        raise NothingToDrawError(f"no row was run on a task where {base!r} was")
     shown = gains.dropna(how="all")
     seen = by_task.loc[shown.index, "seen"].astype(bool)
-    # A gap between the two kinds of damage.
-    y = np.arange(len(shown)) + 0.8 * (~seen).to_numpy() * seen.any()
+    titles = {True: "damage that the base knows", False: "damage that is new to the base"}
+    parts = {titles[known]: shown[seen == known] for known in (True, False) if any(seen == known)}
     with style():
-        fig, axes = new_figure(0.42 * len(shown) + 1.8)
-        ax = axes[0, 0]
-        for row in shown:
-            for k, value in enumerate(shown[row]):
-                if value == value:
-                    _dot(ax, value, y[k], color(row), filled=True, label=labels[row])
-        ax.axvline(0, color=color(base), ls="--", lw=1.4, label=labels.get(base, base))
-        ax.set_yticks(y, shown.index)
-        ax.set_ylim(-0.6, y[-1] + 0.6)
-        for known, text in ((True, "the base\nknows it"), (False, "new to\nthe base")):
-            if (seen == known).any():
-                ax.text(
-                    1.01, y[(seen == known).to_numpy()].mean(), text, va="center", fontsize=9,
-                    transform=ax.get_yaxis_transform(), color="#555555",
-                )  # fmt: skip
-        ax.invert_yaxis()
-        ax.set_xlabel("PSNR above the frozen base [dB]")
-        _legend(fig, [ax])
+        fig, axes = new_figure(
+            0.42 * len(shown) + 1.0 + 0.8 * len(parts),
+            nrows=len(parts),
+            height_ratios=[len(part) + 1 for part in parts.values()],
+        )
+        for ax, (title, part) in zip(axes[:, 0], parts.items(), strict=True):
+            for row in part:
+                for k, value in enumerate(part[row]):
+                    if value == value:
+                        _dot(ax, value, k, color(row), filled=True, label=labels[row])
+            ax.axvline(0, color=color(base), ls="--", lw=1.4, label=labels.get(base, base))
+            low, high = part.min(axis=None), part.max(axis=None)
+            ax.set_xscale("symlog", linthresh=1, linscale=1.5)
+            ax.set_xlim(min(1.3 * low, -0.1), max(1.3 * high, 0.1))
+            ax.set_xticks([tick for tick in _TICKS if ax.get_xlim()[0] <= tick <= ax.get_xlim()[1]])
+            ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:+g}" if v else "0"))
+            ax.set_yticks(range(len(part)), part.index)
+            ax.set_ylim(len(part) - 0.4, -0.6)
+            ax.set_title(title, fontsize=10)
+        axes[-1, 0].set_xlabel("PSNR above the frozen base [dB]")
+        _legend(fig, axes[:, 0])
     return fig
 
 
@@ -97,13 +105,13 @@ def level_dots(frame: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
         labels: ``like`` -> name of the method.
 
     Raises:
-        ValueError: No row was run at a strength for which an adapter was trained.
+        NothingToDrawError: No row was run at a strength for which an adapter was trained.
     """
     specialist = frame[frame["like"] == "adair"].set_index("task")["own"]
     shown = frame.assign(zero=frame["task"].map(specialist[~specialist.index.duplicated()]))
     shown = shown.dropna(subset=["psnr", "zero"])
     if shown.empty:
-        raise ValueError("no row was run at a strength for which an adapter was trained")
+        raise NothingToDrawError("no row was run at a strength for which an adapter was trained")
     trained = list(dict.fromkeys(shown["trained"]))
     with style():
         fig, axes = new_figure(4.4, 4.3 * len(trained) + 0.8, ncols=len(trained))
@@ -150,11 +158,11 @@ def variant_dots(frame: pd.DataFrame, base: Mapping[str, float] | None = None) -
         base: Task -> PSNR of the frozen base [dB], drawn as a line.
 
     Raises:
-        ValueError: No variant was run.
+        NothingToDrawError: No variant was run.
     """
     tasks = [task for task in frame.columns[4:] if frame[task].notna().any()]
     if not tasks:
-        raise ValueError("no variant was run")
+        raise NothingToDrawError("no variant was run")
     shown = frame[frame[tasks].notna().any(axis=1)]
     groups = list(dict.fromkeys(shown["group"]))
     y = np.arange(len(shown)) + shown["group"].map(groups.index).to_numpy() * 0.7
@@ -200,11 +208,11 @@ def cost_bars(frame: pd.DataFrame) -> Figure:
         frame: From :func:`ir_peft.adair_tables.cost`.
 
     Raises:
-        ValueError: No row was run.
+        NothingToDrawError: No row was run.
     """
     run = frame[frame["tasks"] > 0].iloc[::-1]
     if run.empty:
-        raise ValueError("no trained row was run")
+        raise NothingToDrawError("no trained row was run")
     panels = [
         ("trainable", 1e3, "trainable [K]"),
         ("bytes", 1e3, "file [kB]"),

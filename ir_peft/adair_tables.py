@@ -1,4 +1,4 @@
-"""AdaIR's questions as tables: tasks, pretraining, ablation, unseen damage, cost, storage, picks.
+"""AdaIR's questions as tables: tasks, pretraining, ablation, unseen damage, picks.
 
 The functions take records (:func:`ir_peft.results.load_records`) and the plan of an experiment
 file (:func:`plan`): what was not run is an empty cell (NaN), never a missing line. PSNR is in dB, a
@@ -7,10 +7,11 @@ mean over the images of a record, then over seeds. Nothing here reads a file or 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from .records import comparable
+from .rendering import spread
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,6 +70,7 @@ VARIANTS: dict[str, dict[str, str]] = {
 _PROTOCOL = ("profile", "steps", "batch_size", "lq_size", "test_set", "crop", "channel")
 _COSTS = ["trainable", "backbone_parameters", "adapter_bytes", "seconds", "steps_per_second"]
 _COSTS += ["peak_memory"]
+_SEEDS = ["psnr_sd", "psnr_spread", "seeds"]
 
 
 def plan(specs: Iterable[Any]) -> pd.DataFrame:
@@ -94,15 +96,20 @@ def plan(specs: Iterable[Any]) -> pd.DataFrame:
     return pd.DataFrame(lines).drop_duplicates(names, ignore_index=True)
 
 
-def _scores(records: pd.DataFrame, planned: pd.DataFrame) -> pd.DataFrame:
+def scores(records: pd.DataFrame, planned: pd.DataFrame) -> pd.DataFrame:
     """The lines of a plan with PSNR and costs, NaN where there is no record.
+
+    Returns:
+        The plan's columns, then ``psnr`` and the costs (means over seeds), ``psnr_sd`` (sample
+        standard deviation over ``seeds`` of them, NaN for one) and ``psnr_spread`` (the best less
+        the worst seed).
 
     Raises:
         ValueError: The records mix profiles, test images or conventions, or hold a run twice.
     """
     keys = ["table", "row", "task"]
     if records.empty:
-        return planned.assign(**dict.fromkeys(["psnr", *_COSTS], float("nan")))
+        return planned.assign(**dict.fromkeys(["psnr", *_COSTS, *_SEEDS], float("nan")))
     adair = records[(records["paper"] == "adair") & records["table"].isin(planned["table"])]
     for column in _PROTOCOL:
         values = adair[column].drop_duplicates().tolist()
@@ -114,7 +121,10 @@ def _scores(records: pd.DataFrame, planned: pd.DataFrame) -> pd.DataFrame:
     for _, part in adair.groupby(["table", "task"]):
         comparable(part)
     runs = adair.groupby([*keys, "id"])[["psnr", *_COSTS]].mean()
-    return planned.join(runs.groupby(keys).mean(), on=keys)
+    by_row = runs.groupby(keys)
+    psnr, seeds = by_row["psnr"], by_row.size()
+    several = [psnr.std(), (psnr.max() - psnr.min()).where(seeds > 1), seeds.astype(float)]
+    return planned.join(by_row.mean().assign(**dict(zip(_SEEDS, several, strict=True))), on=keys)
 
 
 def _wide(lines: pd.DataFrame, index: str, values: str = "psnr") -> pd.DataFrame:
@@ -136,12 +146,29 @@ def grid(records: pd.DataFrame, planned: pd.DataFrame, table: str = "multitask")
     chosen = planned[planned["table"] == table]
     if chosen.empty:
         raise ValueError(f"no table {table!r}; planned: {sorted(set(planned['table']))}")
-    lines = _scores(records, chosen)
+    lines = scores(records, chosen)
     wide = _wide(lines, "row")
     labels = lines.drop_duplicates("row").set_index("row")["label"]
     wide["mean"] = wide.mean(axis=1, skipna=False)
     wide.insert(0, "label", labels)
     return wide
+
+
+def printed_grid(
+    records: pd.DataFrame, planned: pd.DataFrame, table: str = "multitask"
+) -> pd.DataFrame:
+    """:func:`grid` as text, with ± the deviation over (n) seeds where there are several."""
+    shown = display(grid(records, planned, table))
+    lines = scores(records, planned[planned["table"] == table])
+    for _, one in lines[lines["seeds"] > 1].iterrows():
+        text = spread(one["psnr"], one["psnr_sd"], int(one["seeds"]), 2)
+        shown.loc[one["row"], one["task"]] = text
+    return shown
+
+
+def seeds_spread(records: pd.DataFrame, planned: pd.DataFrame) -> float:
+    """The best less the worst seed [dB] where that is largest; NaN without several seeds."""
+    return scores(records, planned)["psnr_spread"].max()
 
 
 def transfer(records: pd.DataFrame, planned: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -151,7 +178,7 @@ def transfer(records: pd.DataFrame, planned: pd.DataFrame) -> dict[str, pd.DataF
         ``alone``: the bare base; ``adapted``: with an adapter trained for the task; ``gain``:
         the second minus the first. Lines are those of :data:`BASES` that the plan has.
     """
-    lines = _scores(records, planned[planned["table"].str.startswith("transfer-")])
+    lines = scores(records, planned[planned["table"].str.startswith("transfer-")])
     lines = lines.assign(base=lines["table"].str.removeprefix("transfer-"))
     bases, tasks = [b for b in BASES if b in set(lines["base"])], lines["task"].unique()
     alone, adapted = (
@@ -172,7 +199,7 @@ def ablation(records: pd.DataFrame, planned: pd.DataFrame) -> pd.DataFrame:
     """
     import pandas as pd
 
-    lines = _scores(records, planned[planned["table"] == "ablation"])
+    lines = scores(records, planned[planned["table"] == "ablation"])
     named = {row for rows in VARIANTS.values() for row in rows}
     if named != set(lines["row"]):
         differ = sorted(named.symmetric_difference(lines["row"]))
@@ -193,10 +220,13 @@ def unseen_levels(records: pd.DataFrame, planned: pd.DataFrame) -> pd.DataFrame:
     Returns:
         A line a (row of table ``unseen``, tested task): ``trained`` (the task it was trained on),
         ``row``, ``like`` (the row of the multi-task table that is the same method), ``label``,
-        ``task``, ``psnr``, ``own`` (PSNR of ``like``, trained for this very task), ``lost`` (own -
-        psnr) and ``base`` (the frozen base).
+        ``task``, ``psnr``, ``own`` (PSNR of ``like``, trained for this very task with the same
+        seeds), ``lost`` (own - psnr) and ``base`` (the frozen base).
     """
-    lines = _scores(records, planned[planned["table"].isin(["multitask", "unseen"])])
+    if len(records):  # Other seeds than those of the table would add their scatter to the loss.
+        seeds = records.loc[records["table"] == "unseen", "seed"]
+        records = records[records["seed"].isin(seeds) | ~records["table"].eq("multitask")]
+    lines = scores(records, planned[planned["table"].isin(["multitask", "unseen"])])
     single = lines[(lines["table"] == "multitask") & (lines["trained"].map(len) == 1)]
     same = ["method", "pretrained", "task"]
     own = single[[*same, "row", "psnr"]].rename(columns={"row": "like", "psnr": "own"})
@@ -222,116 +252,6 @@ def unseen_tasks(records: pd.DataFrame, planned: pd.DataFrame) -> pd.DataFrame:
     by_task["below full"] = by_task["full"] - by_task["adair"]
     by_task = by_task.sort_values("seen", ascending=False, kind="stable")
     return by_task.rename_axis(index="task")
-
-
-def seconds_to_reach(
-    curves: pd.DataFrame, targets: Mapping[str, float] | None = None
-) -> pd.DataFrame:
-    """Training time until a validation first reaches a PSNR; validations are the resolution.
-
-    Args:
-        curves: From :func:`ir_peft.results.load_curves`, one record a (row, task, seed).
-        targets: Task -> PSNR [dB]; None takes what the row ``scratch`` ends with.
-
-    Returns:
-        A line a (row, task): ``target`` [dB], ``seconds`` (mean over seeds; NaN where it is never
-        reached), ``first`` (reached at the first validation, so ``seconds`` is an upper bound).
-        No lines where nothing was validated.
-    """
-    import pandas as pd
-
-    columns = ["row", "task", "target", "seconds", "first"]
-    if "val_psnr" not in curves:
-        return pd.DataFrame(columns=columns)
-    seen = curves.dropna(subset=["val_psnr"]).sort_values("step")
-    if targets is None:
-        ends = seen[seen["row"] == "scratch"].groupby(["task", "seed"])["val_psnr"].last()
-        targets = ends.groupby("task").mean().to_dict()
-    lines = []
-    for (row, task, _), curve in seen.groupby(["row", "task", "seed"], sort=False):
-        if task in targets:
-            there = curve[curve["val_psnr"] >= targets[task]]
-            seconds = there["seconds"].iloc[0] if len(there) else float("nan")
-            first = bool(curve["val_psnr"].iloc[0] >= targets[task])
-            lines.append((row, task, targets[task], seconds, first))
-    frame = pd.DataFrame(lines, columns=columns)
-    if frame.empty:
-        return frame
-    grouped = frame.groupby(["row", "task"], sort=False, as_index=False)
-    return grouped.agg({"target": "mean", "seconds": "mean", "first": "all"})[columns]
-
-
-def cost(
-    records: pd.DataFrame, curves: pd.DataFrame, planned: pd.DataFrame, table: str = "multitask"
-) -> pd.DataFrame:
-    """What each trained row of the multi-task table costs, for one task and for all.
-
-    Args:
-        records: From :func:`ir_peft.results.load_records`.
-        curves: From :func:`ir_peft.results.load_curves`, of the same folder.
-        planned: From :func:`plan`.
-        table: The table.
-
-    Returns:
-        Index: the rows. Columns: ``label tasks`` (number of tasks run), per training
-        ``trainable bytes seconds steps_per_second peak_memory``, ``reach`` (seconds to the
-        validation PSNR that ``scratch`` ends with, mean over the tasks that reach it), ``reached``
-        (their number, NaN where nothing was validated) of ``validated``, and for all tasks run
-        ``all_seconds`` and ``all_bytes``, with the base in 32 bits where the row needs it.
-    """
-    import pandas as pd
-
-    lines = _scores(records, planned[planned["table"] == table])
-    lines = lines[~lines["method"].isin(["bicubic", "frozen"])]
-    ids = records[records["table"] == table]["id"] if len(records) else []
-    single = set(lines[lines["trained"].map(len) == 1]["row"])
-    own = curves[curves["id"].isin(ids) & curves["row"].isin(single)] if len(curves) else curves
-    times = seconds_to_reach(own).groupby("row")["seconds"]
-    out = []
-    for row, part in lines.groupby("row", sort=False):
-        run = part.dropna(subset=["psnr"])
-        once = row not in single  # One training and one file serve all tasks.
-        base = 0 if part["method"].iloc[0] == "full" else 4 * run["backbone_parameters"].max()
-        total = run[["seconds", "adapter_bytes"]].agg("max" if once else "sum")
-        out.append(
-            {
-                "row": row,
-                "label": part["label"].iloc[0],
-                "tasks": len(run),
-                "trainable": run["trainable"].max(),
-                "bytes": run["adapter_bytes"].mean(),
-                **run[["seconds", "steps_per_second", "peak_memory"]].mean(),
-                "all_seconds": total["seconds"] if len(run) else float("nan"),
-                "all_bytes": total["adapter_bytes"] + base if len(run) else float("nan"),
-            }
-        )
-    frame = pd.DataFrame(out).set_index("row")
-    reached = {"reach": times.mean(), "reached": times.count(), "validated": times.size()}
-    for place, (name, values) in enumerate(reached.items(), start=5):
-        frame.insert(place, name, values.reindex(frame.index).astype(float))
-    return frame
-
-
-def storage(
-    model: float, adapters: Mapping[str, float], tasks: Iterable[int] = (1, 2, 4, 8, 11)
-) -> pd.DataFrame:
-    """Bytes on disk for T tasks: T models, T m, or one base and T adapters, m + T a.
-
-    Args:
-        model: Bytes m of one model, the base.
-        adapters: Name -> bytes a of one adapter, e.g. in 32 and in 16 bits.
-        tasks: Numbers of tasks T.
-
-    Returns:
-        Index: T. Columns: ``a model for each``, then ``base + <name>``.
-    """
-    import pandas as pd
-
-    index = pd.Index(list(tasks), name="tasks")
-    frame = pd.DataFrame({"a model for each": index * model}, index=index)
-    for name, size in adapters.items():
-        frame[f"base + {name}"] = model + index * size
-    return frame
 
 
 def picking(picks: pd.DataFrame) -> pd.DataFrame:

@@ -20,10 +20,19 @@ SYNTHETIC = {"derain_light": "rain", "derain_heavy": "rain", "low_light": "darkn
 
 
 def head(records: pd.DataFrame, frame: pd.DataFrame) -> str:
-    """The line above a table: backbone, images, metric, training, device, commit, date, scale."""
+    """The line above a table: backbone, images, metric, training, device, commit, date, scale.
+
+    Args:
+        records: All of the table; where they are of several tasks or backbones, these are listed.
+        frame: From :func:`ir_peft.results.table`; an empty one where nothing is of the paper's.
+    """
 
     def all_of(column: str) -> str:
         return ", ".join(str(value) for value in sorted(set(records[column].dropna())))
+
+    def named(word: str, column: str) -> str:
+        values = list(dict.fromkeys(records[column]))
+        return f"{word}{'s' * (len(values) > 1)} {', '.join(f'`{value}`' for value in values)}"
 
     one = records.iloc[0]
     images = list(dict.fromkeys(records["image"]))
@@ -52,7 +61,7 @@ def head(records: pd.DataFrame, frame: pd.DataFrame) -> str:
         tested += f"values are means over these {len(images)} images. "
     precise = "" if one["precision"] in (None, "no") else f", {one['precision']} autocast"
     text = (
-        f"Backbone `{one['backbone']}`{size}, task `{one['task']}`. {tested}"
+        f"{named('Backbone', 'backbone')}{size}, {named('task', 'task')}. {tested}"
         f"Metric: {'Y' if one['channel'] == 'y' else 'RGB'} channel, border of "
         f"{one['crop_border']} px removed, outputs {rounded}, SSIM window {one['window']}. "
         f"Training: {one['steps']} steps, batch {one['batch_size']}, input patches "
@@ -73,7 +82,7 @@ def head(records: pd.DataFrame, frame: pd.DataFrame) -> str:
         source, rows = BORROWED[name]
         listed = ", ".join(frame.loc[frame["row"].isin(rows), "label"])
         text += f" Rows of the table `{source}`: {listed}."
-    if one["task"] in SYNTHETIC:
+    if one["task"] in SYNTHETIC and one["paper"] == "adaptir":
         text += f" The {SYNTHETIC[one['task']]} is drawn by this project, unlike the paper's."
     if any(column.startswith("paper ") for column in frame):
         channel = "PSNR-Y" if one["channel"] == "y" else "PSNR on RGB"
@@ -84,36 +93,11 @@ def head(records: pd.DataFrame, frame: pd.DataFrame) -> str:
     return text
 
 
-ADAIR_PAIRS = {
-    ("adair", "frozen"): "The adapter improves the base",
-    ("adair", "scratch"): "It beats a model trained from scratch in as many steps",
-    ("full", "adair"): "Full fine-tuning of the base leads it",
-    ("adair", "lora"): "It leads LoRA of nearly its size",
-    ("adair", "all_full"): "It beats one model for all tasks",
-    ("adair", "all_adair"): "It beats one adapter for all tasks",
-}
-"""What the AdaIR paper's idea leads one to expect: (better row, other row) -> the expectation."""
-
-
-def adair_claims(frame: pd.DataFrame, images: pd.DataFrame) -> list[Claim]:
-    """Check those expectations on a table where its rows were run; as `claims`."""
-    psnr = frame.set_index("row")["psnr"].dropna()
-    found: list[Claim] = []
-    for (better, other), text in ADAIR_PAIRS.items():
-        if {better, other} <= set(psnr.index):
-            wins = int((images[better] > images[other]).drop("mean").sum())
-            lead = psnr[better] - psnr[other]
-            ahead = f"by {lead:+.2f} dB, on {wins} of {len(images) - 1} images"
-            found.append((bool(lead > 0), f"{text}: {ahead}"))
-    return found
-
-
 CLAIMS = {
     "adaptir": claims,
     "adaptir-ablation": ablation_claims,
     "adaptir-scaling": scaling_claims,
     "adaptir-peft": peft_claims,
-    "adair": adair_claims,
 }
 """The claims that are checked under a table, by paper-table, else by paper."""
 

@@ -64,6 +64,10 @@ _RC = {
 }
 
 
+class NothingToDrawError(ValueError):
+    """A figure without a single point: none of its rows was run."""
+
+
 @contextmanager
 def style() -> Iterator[None]:
     """Set the project's matplotlib settings inside a ``with`` block."""

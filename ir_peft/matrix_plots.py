@@ -13,7 +13,7 @@ from matplotlib.colors import Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .figure_style import new_figure, style
+from .figure_style import NothingToDrawError, new_figure, style
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,11 +63,11 @@ def heat_maps(
         ylabel: What a line is.
 
     Raises:
-        ValueError: No cell of any panel has a number.
+        NothingToDrawError: No cell of any panel has a number.
     """
     values = {title: frame.to_numpy(dtype=float) for title, frame in panels.items()}
     if all(np.isnan(matrix).all() for matrix in values.values()):
-        raise ValueError("no cell of these panels was run")
+        raise NothingToDrawError("no cell of these panels was run")
     first = next(iter(panels.values()))
     with style():
         fig, axes = new_figure(

@@ -67,8 +67,8 @@ def _run(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _filled(row: str) -> bool:
-    """Whether a row trains the tail."""
-    return row.endswith(("_tail", "_ends")) or row in ("full", "tail")
+    """Whether a row trains the tail, or everything."""
+    return row.endswith(("_tail", "_ends")) or row in ("full", "scratch", "tail")
 
 
 def efficiency_bars(table: pd.DataFrame, costs: pd.DataFrame | None = None) -> Figure:

@@ -62,15 +62,14 @@ def reproduce(profile: Profile, root: str | Path = ".", jobs: int | None = None)
             f"{root} has no experiments/*.toml and notebooks/*.py: run this in a checkout"
         )
     records, _ = folders(profile, git_state(root), root)
-    specs = ready([spec for file in files for spec in load_specs(file)], profile, root)
+    planned = [spec for file in files for spec in load_specs(file)]
+    specs = ready(planned, profile, root)
     if profile.name == "smoke":
         specs = list({(spec.paper, spec.table, spec.row): spec for spec in specs}.values())
     ids = {record["id"] for record in run_all(specs, profile, root, jobs=jobs)}
     frame, curves = results.load_records(records), results.load_curves(records)
     frame = frame[frame["id"].isin(ids)]  # The folder may hold other runs, on other images.
-    for path in results.write_tables(frame, records.parent / "tables", notes=NOTES):
-        print(f"wrote {path.relative_to(root)}")
-    for path in write_figures(frame, curves, records.parent / "figures", profile):
+    for path in write_results(frame, curves, planned, records.parent, profile):
         print(f"wrote {path.relative_to(root)}")
     if not profile.trains:
         compare(frame, root)
@@ -118,6 +117,32 @@ def write_paper_tables(
     frame = results.load_records(records)
     frame = frame[frame["id"].isin(ids)]
     return results.write_tables(frame, records.parent / "tables", notes=f"{NOTES} {PAPER_NOTES}")
+
+
+def write_results(
+    frame: pd.DataFrame, curves: pd.DataFrame, planned: list[Spec], folder: Path, profile: Profile
+) -> list[Path]:
+    """Writes all tables and figures: AdaIR's a question each, the others a table and task each.
+
+    Args:
+        frame: from `results.load_records`.
+        curves: from `results.load_curves`, of the same folder.
+        planned: what the experiment files ask for, run or not.
+        folder: gets `tables/` and `figures/`.
+        profile: of the records.
+    """
+    from . import adair_pages, adair_tables, results
+
+    adair = frame["paper"] == "adair"
+    tables, pictures = folder / "tables", folder / "figures"
+    written = results.write_tables(frame[~adair], tables, notes=NOTES)
+    written += write_figures(frame[~adair], curves, pictures, profile)
+    if adair.any():
+        plan = adair_tables.plan(spec for spec in planned if spec.paper == "adair")
+        study = adair_pages.Study(frame[adair], curves, plan)
+        written += adair_pages.write_tables(study, tables, notes=NOTES)
+        written += adair_pages.write_figures(study, pictures, smoke=profile.name == "smoke")
+    return written
 
 
 def write_figures(

@@ -30,7 +30,7 @@ def psnr_of(line):
     return level + 0.1 * TASKS.index(line.task)
 
 
-def make_records(keep=lambda line: True, psnr=psnr_of):
+def make_records(keep=lambda line: True, psnr=psnr_of, seed=0):
     """Records of the plan's lines that `keep` takes; image b scores 1 dB more than image a."""
     lines = []
     for line in filter(keep, PLAN.itertuples()):
@@ -39,12 +39,13 @@ def make_records(keep=lambda line: True, psnr=psnr_of):
         for k, image in enumerate(IMAGES):
             lines.append(
                 {
-                    "id": f"{line.table}-{line.task}-{line.row}",
+                    "id": f"{line.table}-{line.task}-{line.row}-s{seed}",
                     "paper": "adair",
                     **{key: getattr(line, key) for key in ("table", "row", "label", "task")},
                     "method": line.method,
                     "backbone": f"restormer_mini_{line.table}",
-                    "seed": 0,
+                    "lr": 1e-3,
+                    "seed": seed,
                     **{"profile": "full", "steps": 300, "batch_size": 4, "lq_size": 64},
                     **{"test_set": "photos11", "crop": 288.0, "channel": "rgb"},
                     **{"precision": "no", "files": "", "weights": None, "set": ""},
@@ -55,6 +56,9 @@ def make_records(keep=lambda line: True, psnr=psnr_of):
                     "seconds": 300.0 if whole else 200.0 if trains else 0.0,
                     "steps_per_second": 1.0 if trains else float("nan"),
                     "peak_memory": 2.0**30 if trains else float("nan"),
+                    "peak_memory_what": "peak resident set size" if trains else None,
+                    **{"device": "two cores", "commit": "abcdef01", "dirty": False},
+                    "date": "2026-11-22T08:00:00Z",
                     "image": image,
                     "psnr": psnr(line) + k - 0.5,
                 }
@@ -66,7 +70,8 @@ def make_curves(records, every=100):
     """Validations of each trained record, 1 dB more with each, the last 0.2 dB below its PSNR."""
     lines = []
     means = records.groupby("id").agg(
-        row=("row", "first"), task=("task", "first"), psnr=("psnr", "mean"),
+        row=("row", "first"), label=("label", "first"), task=("task", "first"),
+        seed=("seed", "first"), psnr=("psnr", "mean"),
         trainable=("trainable", "max"), seconds=("seconds", "max"),
     )  # fmt: skip
     for name, one in means[means["trainable"] > 0].iterrows():
@@ -75,7 +80,7 @@ def make_curves(records, every=100):
             validated = step % every == 0
             reached = one.psnr - 0.2 - (300 - step) / every if validated else float("nan")
             lines.append(
-                {"id": name, "row": one.row, "task": one.task, "seed": 0, **point,
-                 "val_psnr": reached}
+                {"id": name, "row": one.row, "label": one.label, "task": one.task,
+                 "seed": one.seed, **point, "val_psnr": reached}
             )  # fmt: skip
     return pd.DataFrame(lines)

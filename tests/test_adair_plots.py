@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ir_peft import adair_plots, adair_tables, matrix_plots, plots
+from ir_peft import adair_costs, adair_plots, adair_tables, matrix_plots, plots
 
 from .adair_records import ADAPTER, BASE, PLAN, make_curves, make_records
 
@@ -79,10 +79,11 @@ def test_similarity_lines_check_the_number_of_layers():
 def test_task_dots_are_gains_over_the_base(records):
     frame = adair_tables.unseen_tasks(records, PLAN)
     fig = adair_plots.task_dots(frame, LABELS)
-    drawn = points(fig.axes[0])
-    assert len(drawn) == 6 * 11  # without the base and the input
-    assert sorted({round(x, 2) for x, _ in drawn}) == [-1.0, 0.2, 0.5, 1.0, 1.5, 2.0]
-    assert {"new to\nthe base", "the base\nknows it", "AdaIR", "haze"} <= set(texts(fig))
+    known, new = map(points, fig.axes)
+    assert (len(known), len(new)) == (6 * 7, 6 * 4)  # without the base and the input
+    assert sorted({round(x, 2) for x, _ in known + new}) == [-1.0, 0.2, 0.5, 1.0, 1.5, 2.0]
+    assert {"damage that is new to the base", "AdaIR", "haze"} <= set(texts(fig))
+    assert len(adair_plots.task_dots(frame[frame["seen"]], LABELS).axes) == 1
     with pytest.raises(ValueError, match="no row was run"):
         adair_plots.task_dots(adair_tables.unseen_tasks(EMPTY, PLAN), LABELS)
 
@@ -115,20 +116,20 @@ def test_variant_dots_draw_a_panel_a_task_that_was_run(records):
 
 
 def test_cost_bars_say_what_was_not_measured(records):
-    cost = adair_tables.cost(records, make_curves(records), PLAN)
+    cost = adair_costs.cost(records, make_curves(records), PLAN)
     fig = adair_plots.cost_bars(cost)
     widths = [bar.get_width() for bar in fig.axes[1].patches]
     assert widths[::-1][0] == pytest.approx(4 * BASE / 1e3)
     assert widths[::-1][3] == pytest.approx(4 * ADAPTER / 1e3)
     assert "5.0 (11/11)" in texts(fig) and "not measured" not in texts(fig)
-    unmeasured = adair_tables.cost(records, EMPTY, PLAN)
+    unmeasured = adair_costs.cost(records, EMPTY, PLAN)
     assert "not measured" in texts(adair_plots.cost_bars(unmeasured))
     with pytest.raises(ValueError, match="no trained row"):
-        adair_plots.cost_bars(adair_tables.cost(EMPTY, EMPTY, PLAN))
+        adair_plots.cost_bars(adair_costs.cost(EMPTY, EMPTY, PLAN))
 
 
 def test_storage_bars_are_megabytes():
-    frame = adair_tables.storage(4e6, {"adapters": 1e6}, tasks=(1, 3))
+    frame = adair_costs.storage(4e6, {"adapters": 1e6}, tasks=(1, 3))
     fig = adair_plots.storage_bars({"small": frame})
     assert [bar.get_height() for bar in fig.axes[0].patches] == [4.0, 12.0, 5.0, 7.0]
     assert {"small", "base + adapters", "12.0"} <= set(texts(fig))

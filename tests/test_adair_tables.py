@@ -5,9 +5,9 @@ import math
 import pandas as pd
 import pytest
 
-from ir_peft import adair_claims, adair_tables
+from ir_peft import adair_claims, adair_costs, adair_tables
 
-from .adair_records import ADAPTER, BASE, PLAN, TASKS, make_curves, make_records
+from .adair_records import ADAPTER, BASE, PLAN, TASKS, make_curves, make_records, psnr_of
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,40 @@ def test_grid_keeps_what_was_not_run_and_means_only_full_lines(records):
         adair_tables.grid(records, PLAN, "nothing")
 
 
+def test_seeds_are_averaged_and_their_scatter_is_shown(records):
+    """Seeds 1 and 2 of one cell score 0.2 and 0.1 dB more: mean +0.1, deviation 0.1."""
+
+    def cell(line):
+        return (line.table, line.row, line.task) == ("multitask", "adair", "jpeg")
+
+    others = [make_records(cell, lambda line, k=k: psnr_of(line) + 0.2 / k, k) for k in (1, 2)]
+    several = pd.concat([records, *others])
+    value = psnr_of(next(filter(cell, PLAN.itertuples()))) + 0.1
+    assert adair_tables.grid(several, PLAN).loc["adair", "jpeg"] == pytest.approx(value)
+    shown = adair_tables.printed_grid(several, PLAN)
+    assert shown.loc["adair", "jpeg"] == f"{value:.2f} ± 0.10 (3)"
+    assert (
+        shown.loc["adair", "haze"] == adair_tables.printed_grid(records, PLAN).loc["adair", "haze"]
+    )
+    assert adair_tables.seeds_spread(several, PLAN) == pytest.approx(0.2)
+    assert math.isnan(adair_tables.seeds_spread(records, PLAN))
+    # Within what seeds scatter by nothing is decided.
+    grid = adair_tables.grid(several, PLAN)
+    words = {spread: adair_claims.multitask(grid, spread)[0].split(":")[0] for spread in (0.2, 2.0)}
+    assert words == {0.2: "Holds here", 2.0: "Not decided here"}
+    assert "up to 0.20 dB" in adair_claims.seeds(0.2) and "One seed" in adair_claims.seeds(math.nan)
+
+
+def test_unseen_levels_compare_equal_seeds(records):
+    def own(line):
+        return (line.table, line.row, line.task) == ("multitask", "adair", "denoise25")
+
+    second = make_records(own, lambda line: psnr_of(line) + 1, seed=1)
+    frame = adair_tables.unseen_levels(pd.concat([records, second]), PLAN)
+    lines = frame.set_index(["row", "task"])
+    assert lines.loc[("noise25_adair", "denoise25"), "lost"] == pytest.approx(0.0)
+
+
 def test_records_of_two_protocols_or_twice_the_same_run_are_refused(records):
     other = records.assign(crop=96.0)
     with pytest.raises(ValueError, match="differ in 'crop'"):
@@ -61,7 +95,7 @@ def test_nothing_run_gives_full_tables_of_empty_cells():
     assert adair_tables.ablation(EMPTY, PLAN)["jpeg"].isna().all()
     assert adair_tables.unseen_levels(EMPTY, PLAN)["lost"].isna().all()
     assert adair_tables.unseen_tasks(EMPTY, PLAN)["over base"].isna().all()
-    cost = adair_tables.cost(EMPTY, EMPTY, PLAN)
+    cost = adair_costs.cost(EMPTY, EMPTY, PLAN)
     assert cost["tasks"].eq(0).all() and cost["all_bytes"].isna().all()
     for lines in (
         adair_claims.multitask(grid),
@@ -94,9 +128,9 @@ def test_transfer_claims_name_the_best_base_and_count_cells():
     text = "\n".join(lines)
     assert "last: random weights, 1.50 dB below" in text
     assert "Holds here: Of the bases with one kind of damage, a task's own is the best" in text
-    assert "4 of 4 tasks" in text
+    assert "4 of 4 tasks, by +2.00 dB in the mean" in text
     assert "Holds here: Any pretraining beats random weights: in 24 of 24 cells" in text
-    assert "Does not hold here: Restoring anything beats copying clean images: in 4 of 24" in text
+    assert "Not decided here: Restoring anything beats copying clean images: in 4 of 24" in text
 
 
 def test_ablation_has_the_default_in_every_group(records):
@@ -120,7 +154,7 @@ def test_unseen_levels_compare_with_the_same_method_trained_there(records):
     assert lines.loc[("noise25_scratch", "denoise25"), "lost"] == pytest.approx(0.0)
     assert heavy["base"] == pytest.approx(26.4)
     found = adair_claims.unseen_levels(frame)
-    assert found[0].startswith("Does not hold here: At a strength it was not trained for")
+    assert found[0].startswith("Not decided here: At a strength it was not trained for")
     assert found[2].startswith("An adapter for one strength is below the base without it on 3 of 3")
 
 
@@ -143,20 +177,20 @@ def test_time_to_a_psnr_is_that_of_the_first_validation_there():
             for row, step, psnr in points
         ]
     )  # fmt: skip
-    found = adair_tables.seconds_to_reach(curves).set_index("row")
+    found = adair_costs.seconds_to_reach(curves).set_index("row")
     assert found["target"].eq(24.0).all()
     assert found["seconds"].drop("lora").to_dict() == {"scratch": 100, "adair": 100, "full": 50}
     assert math.isnan(found.loc["lora", "seconds"])
     assert found["first"].to_dict() == {
         "scratch": False, "adair": False, "full": True, "lora": False
     }  # fmt: skip
-    at = adair_tables.seconds_to_reach(curves, {"jpeg": 22.0}).set_index("row")
+    at = adair_costs.seconds_to_reach(curves, {"jpeg": 22.0}).set_index("row")
     assert at.loc["adair", "seconds"] == 50
-    assert adair_tables.seconds_to_reach(curves.drop(columns="val_psnr")).empty
+    assert adair_costs.seconds_to_reach(curves.drop(columns="val_psnr")).empty
 
 
 def test_cost_counts_one_file_of_all_tasks_once(records):
-    frame = adair_tables.cost(records, make_curves(records), PLAN)
+    frame = adair_costs.cost(records, make_curves(records), PLAN)
     assert list(frame.index) == ["scratch", "full", "lora", "adair", "all_full", "all_adair"]
     assert frame.loc["full", "all_bytes"] == 11 * 4 * BASE
     assert frame.loc["adair", "all_bytes"] == 4 * BASE + 11 * 4 * ADAPTER
@@ -172,16 +206,22 @@ def test_cost_counts_one_file_of_all_tasks_once(records):
     text = "\n".join(adair_claims.cost(frame))
     assert "trains 5.3 % of the parameters" in text and "66.7 % of the time" in text
     assert "on 11 of 11 tasks, after 67 s against 300 s" in text
-    unmeasured = adair_tables.cost(records, EMPTY, PLAN)
+    unmeasured = adair_costs.cost(records, EMPTY, PLAN)
     assert "nothing was validated" in adair_claims.cost(unmeasured)[-1]
 
 
 def test_storage_of_the_full_restormer():
     """The specification's numbers: four tasks are 3.1 times smaller on one base."""
-    frame = adair_tables.storage(26_126_644, {"adapters": 1_916_928}, tasks=(1, 4))
+    frame = adair_costs.storage(26_126_644, {"adapters": 1_916_928}, tasks=(1, 4))
     assert frame.loc[4, "a model for each"] == pytest.approx(104.5e6, rel=1e-3)
     assert frame.loc[4, "base + adapters"] == 33_794_356
     assert frame.loc[1].is_monotonic_increasing
+    large, small = adair_claims.storage(
+        adair_costs.storage(100e6, {"adapters": 10e6, "adapters, 16 bits": 5e6})
+    )
+    assert large.startswith("10 tasks: 1000.0 MB as a model for each, 200.0 MB as one base with")
+    assert large.endswith("5.0 times smaller; one task: 10 % larger.")
+    assert small == "Adapters in 16 bits: 150.0 MB for 10 tasks, 6.7 times smaller."
 
 
 def test_picking_counts_and_averages_the_loss():

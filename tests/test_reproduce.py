@@ -8,9 +8,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from ir_peft import plots, results
+from ir_peft import adair_pages, plots, results
 from ir_peft.experiments import PROFILES, load_specs, run_id
-from ir_peft.reproduce import compare, figures, ready, reproduce, write_figures
+from ir_peft.reproduce import compare, figures, ready, reproduce, write_figures, write_results
+
+from .adair_records import make_curves, make_records
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMITTED = ROOT / "results" / "records"
@@ -91,6 +93,24 @@ def test_each_table_gets_the_figures_of_its_kind(monkeypatch):
     ]
     # Without the row that it is compared with, or without colours, a table has no figure.
     assert kinds("adaptir-ablation", variant) == kinds("adair-ablation", variant) == []
+
+
+def test_adair_gets_a_file_a_question_and_the_others_a_file_a_task(tmp_path, monkeypatch):
+    monkeypatch.setattr("ir_peft.reproduce.write_figures", lambda *_: [])
+    draw = adair_pages.FIGURES["storage"]
+    monkeypatch.setattr(adair_pages, "FIGURES", {"storage": draw})
+    copied = copy_records(tmp_path / "records")
+    adair = make_records()
+    frame = pd.concat([results.load_records(copied), adair], ignore_index=True)
+    curves = pd.concat([results.load_curves(copied), make_curves(adair)], ignore_index=True)
+    planned = load_specs(EXPERIMENTS / "adair.toml")
+    written = write_results(frame, curves, planned, tmp_path, PROFILES["full"])
+    assert all(path.is_file() for path in written)
+    mine = {path.relative_to(tmp_path).as_posix() for path in written if "adair-" in path.name}
+    pages = {f"tables/adair-{name}.md" for name in adair_pages.TABLES}
+    assert mine == pages | {"figures/adair-storage.png", "figures/adair-storage.svg"}
+    others = {path.name for path in written} - {Path(name).name for name in mine}
+    assert others and all(name.startswith("adaptir-hybrid-lr4_jpeg30") for name in others)
 
 
 def test_what_cannot_run_is_named_and_left_out(capsys):

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from ir_peft import reproduce, results
-from ir_peft.claims import CLAIMS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -360,31 +359,6 @@ def test_results_imports_no_torch_and_no_pandas():
     folder = results.__file__.rsplit("/", 1)[0]
     found = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True)
     assert found.stdout == "set()\n", found.stderr
-
-
-def test_each_paper_has_its_own_claims(tmp_path):
-    """The adapter leads on one image of two, by 0.5 dB; rows without records are left out."""
-    psnr = {"frozen": 20.0, "adair": 22.0, "scratch": 21.5, "all_full": 22.5}
-    made = []
-    for row, value in psnr.items():
-        record = make_record("frozen" if row == "frozen" else "full", value, task="denoise25")
-        record["id"] = f"adair-multitask-denoise25-{row}"
-        record["spec"] |= {"paper": "adair", "table": "multitask", "row": row, "label": row}
-        if row == "scratch":
-            record["scores"][0]["psnr"] += 2
-            record["scores"][1]["psnr"] -= 2
-        made.append(record)
-    records = load(tmp_path / "records", *made)
-    frame = results.table(records, task="denoise25")
-    assert frame["row"].tolist() == list(results.planned("adair", "multitask", "denoise25"))
-    images = results.per_image(records, task="denoise25")
-    base, scratch, together = CLAIMS["adair"](frame, images)
-    assert base == (True, "The adapter improves the base: by +2.00 dB, on 2 of 2 images")
-    assert scratch[0] is True and scratch[1].endswith("by +0.50 dB, on 1 of 2 images")
-    assert together[0] is False and "-0.50 dB" in together[1]
-    text = next(p for p in results.write_tables(records, tmp_path / "t") if p.suffix == ".md")
-    assert "Holds here: The adapter improves the base" in text.read_text()
-    assert "AdaptIR is first" not in text.read_text()
 
 
 def test_gain_is_named_after_the_row_it_is_against(tmp_path):

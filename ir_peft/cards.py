@@ -24,10 +24,19 @@ def card_markdown(card: dict[str, Any]) -> str:
     commit = (card["git"]["commit"] or "no commit")[:8] + (
         " with changes" if card["git"]["dirty"] else ""
     )
+    listed = ", ".join(card["training_photographs"])
+    if recipe.get("sets"):  # Cards of small models may be older than this field.
+        what, images = "the full architecture, by this project", f"Published images: {listed}."
+    else:
+        what = "a small sibling for laptops"
+        images = (
+            f"Photographs {listed} of the training pack (see its ATTRIBUTION.md); "
+            f"{recipe['deadleaves_share']:.0%} of the patches are synthetic dead leaves."
+        )
     lines = [
         f"# {card['tag']}",
         "",
-        f"`{recipe['backbone']}`, {card['parameters']:,} parameters: a small sibling for laptops, "
+        f"`{recipe['backbone']}`, {card['parameters']:,} parameters: {what}, "
         "not the published model.",
         "",
         f"**Recipe.** {recipe['source']}",
@@ -40,9 +49,7 @@ def card_markdown(card: dict[str, Any]) -> str:
         "",
         *tasks,
         "",
-        f"**Data.** Photographs {', '.join(card['training_photographs'])} of the training pack "
-        f"(see its ATTRIBUTION.md); {recipe['deadleaves_share']:.0%} of the patches are synthetic "
-        "dead leaves.",
+        f"**Data.** {images}",
         "",
         f"**Cost.** {card['seconds'] / 60:.0f} minutes of training steps on {card['device']} "
         "(other work may have shared the processor), peak memory "

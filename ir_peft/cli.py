@@ -95,13 +95,17 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--force", action="store_true", help="overwrite the output file")
     command.set_defaults(command=_restore)
 
-    command = commands.add_parser("pretrain", help="pretrain one of the small backbones")
+    command = commands.add_parser("pretrain", help="pretrain a backbone from a recipe")
     command.add_argument("tag", help="for example restormer_mini; `ir-peft list` shows all")
     command.add_argument("--steps", type=int, help="optimiser steps; default: the recipe's")
     command.add_argument("--seed", type=int, default=0, help="default: 0")
     command.add_argument("--out", help="folder of the weights and the card; default: runs/pretrain")
     command.add_argument(
         "--restart", action="store_true", help="start over instead of resuming at the checkpoint"
+    )
+    command.add_argument("--data", type=Path, help="folder of published sets, if it takes them")
+    command.add_argument(
+        "--workers", type=int, default=0, help="processes that read images; default: 0"
     )
     command.set_defaults(command=_pretrain)
 
@@ -315,6 +319,8 @@ def _pretrain(options: argparse.Namespace) -> None:
         seed=options.seed,
         out=options.out,
         resume=not options.restart,
+        data=options.data,
+        workers=options.workers,
     )
     print(pretrain.card_markdown(card))
 

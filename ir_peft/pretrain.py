@@ -3,7 +3,8 @@
 IPT learns its six tasks at once, one task a step (Chen et al. 2021). AdaIR's Restormer restores
 clean images from synthetic degradations, without labels (arXiv 2404.11475). HAT learns
 super-resolution, x4 from the weights of x2 (Chen et al. 2023). All of them see the photographs of
-the training pack and dead leaves. The result is a file of weights and a card: what was trained, on
+the training pack and dead leaves; the full Restormer sees published images, which the user has. The
+result is a file of weights and a card: what was trained, on
 what, how long, and how well it does on validation photographs beside doing nothing.
 """
 
@@ -21,10 +22,11 @@ from typing import Any
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from . import backbones
 from .cards import CARD_CROP, card_markdown, index_markdown
-from .data import degradations, patches, photos
+from .data import degradations, folder_pairs, folders, patches, photos
 from .data.degradations import (
     Bicubic,
     Degradation,
@@ -88,6 +90,9 @@ class Recipe:
     """Of the forward pass; see `train`."""
     deadleaves_share: float = 0.25
     """Share of dead leaves among the training patches."""
+    sets: tuple[str, ...] = ()
+    """Published sets of clean images, keys of `folders.FOLDER_SETS`, in a folder of the user; () is
+    the photographs of the training pack and dead leaves."""
 
 
 TRANSFER: dict[str, Degradation] = {
@@ -105,6 +110,21 @@ _RESTORMER = Recipe(
     tasks={"self_supervised": SELF_SUPERVISED},
     tests=("denoise25", "gaussian_deblur", "sr4_same_size", "derain_light", "derain_heavy"),
     lq_size=64,
+)
+_FULL = Recipe(
+    backbone="restormer",
+    source="AdaIR (arXiv 2404.11475), phase 1, on the full Restormer: the damage of the small one. "
+    "Images, patches, rate, clipping and steps are those of Restormer's denoising (arXiv "
+    "2111.09881), whose commented alternative has patches of one size; its rate stays constant for "
+    "the first third, ours falls as a cosine, and its arithmetic is float32.",
+    tasks={"self_supervised": SELF_SUPERVISED},
+    tests=_RESTORMER.tests,
+    steps=300_000,
+    lq_size=128,
+    lr=3e-4,
+    clip_norm=0.01,
+    deadleaves_share=0.0,
+    sets=("DIV2K", "Flickr2K", "WED", "BSD400"),
 )
 _SR = Recipe(
     backbone="hat_mini",
@@ -149,8 +169,12 @@ RECIPES: dict[str, Recipe] = {
         )
         for name, degradation in TRANSFER.items()
     },
+    **{
+        f"restormer_{name}": replace(_FULL, tasks={name: degradation})
+        for name, degradation in TRANSFER.items()
+    },
 }
-"""Recipe of each tag that `load_backbone` knows after it."""
+"""Recipe of each tag; `load_backbone` takes it where its weights are bundled, else their path."""
 
 
 def pretrain(
@@ -160,6 +184,9 @@ def pretrain(
     seed: int = 0,
     out: str | Path | None = None,
     resume: bool = True,
+    data: str | Path | None = None,
+    workers: int = 0,
+    any_count: bool = False,
     root: str | Path = ".",
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -173,6 +200,10 @@ def pretrain(
             unless the seed is 0; None takes `runs/pretrain`. `load_backbone` finds a file by its
             path, and by its tag in `ir_peft/weights/backbones`.
         resume: continue from the checkpoint of this tag and seed; False starts over.
+        data: the folder of the published sets, for a recipe with `sets`, laid out as
+            `ir-peft data check` expects.
+        workers: processes that read images; changes no number.
+        any_count: accept other numbers of images than the published ones.
         root: the checkout whose `runs/pretrain` holds the checkpoints.
         progress: show a progress bar.
 
@@ -180,8 +211,9 @@ def pretrain(
         The card, as written to `<tag>.json`.
 
     Raises:
-        ValueError: no recipe has that name, or a checkpoint of another run is in the way.
-        FileNotFoundError: the weights to start from are missing.
+        ValueError: no recipe has that name, it needs `data` or takes none, or a checkpoint of
+            another run is in the way.
+        FileNotFoundError: the weights to start from or published images are missing.
         FloatingPointError: a loss or a weight is not finite.
     """
     if tag not in RECIPES:
@@ -194,24 +226,23 @@ def pretrain(
     out = folder if out is None else Path(out)
     if recipe.steps < 1:
         raise ValueError(f"steps={recipe.steps} must be at least 1")
+    if recipe.sets and data is None:
+        raise ValueError(
+            f"{tag} learns from published images: name the folder of {', '.join(recipe.sets)} "
+            "(--data FOLDER)"
+        )
+    if data is not None and not recipe.sets:
+        raise ValueError(f"{tag} learns from the package's own photographs: leave out data")
     out.mkdir(parents=True, exist_ok=True)  # An impossible folder shows here, not hours later.
     if not os.access(out, os.W_OK):
         raise PermissionError(f"{out} cannot be written")
     commits = _commits(folder / name / "commits.json", git_state(root), resume)
     model = initial_model(recipe, seed, out)
-    data = patches.TaskPatches(
-        photos.train_photos(),
-        dict(recipe.tasks),
-        recipe.batch_size,
-        lq_size=recipe.lq_size,
-        seed=seed,
-        length=recipe.steps * recipe.batch_size,
-        deadleaves_share=recipe.deadleaves_share,
-    )
+    items, images = training_set(recipe, seed, data, any_count)
     switch, default = getattr(model, "set_task", None), getattr(model, "task", None)
     result = train(
         model,
-        data,
+        items,
         steps=recipe.steps,
         batch_size=recipe.batch_size,
         lr=recipe.lr,
@@ -226,9 +257,10 @@ def pretrain(
         log_every=max(1, recipe.steps // 100),
         validate=partial(validate, tests=recipe.tests, crop=CROP),
         validate_every=max(1, recipe.steps // 10),
-        before_step=switch and (lambda step: switch(data.task(step))),
+        before_step=switch and (lambda step: switch(items.task(step))),
         resume=resume,
         seed=seed,
+        workers=workers,
         progress=progress,
     )
     if default is not None:  # Training ends at the task of the last step.
@@ -238,7 +270,7 @@ def pretrain(
         "recipe": asdict(recipe) | {"tasks": {k: repr(d) for k, d in recipe.tasks.items()}},
         "seed": seed,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "training_photographs": [photo.name for photo in photos.train_photos()],
+        "training_photographs": images,
         "validation_photographs": [photo.name for photo in photos.validation_photos()],
         "validation": scores(model, recipe.tests, crop=CARD_CROP),
         "metric": f"PSNR in dB on RGB, no border, 8 bits; centre crops of {CARD_CROP} pixels",
@@ -264,6 +296,37 @@ def pretrain(
     if out.resolve() == backbones.WEIGHTS:
         write_text(out / "README.md", index_markdown(out))
     return card
+
+
+def training_set(
+    recipe: Recipe, seed: int, data: str | Path | None = None, any_count: bool = False
+) -> tuple[Dataset, list[str]]:
+    """Seeded patches of a recipe, and the names of the photographs, or sets, they come from.
+
+    Raises:
+        ValueError, FileNotFoundError: as `folders.find_pairs`, before anything is read.
+    """
+    length = recipe.steps * recipe.batch_size
+    if not recipe.sets:
+        items: Dataset = patches.TaskPatches(
+            photos.train_photos(),
+            dict(recipe.tasks),
+            recipe.batch_size,
+            lq_size=recipe.lq_size,
+            seed=seed,
+            length=length,
+            deadleaves_share=recipe.deadleaves_share,
+        )
+        return items, [photo.name for photo in photos.train_photos()]
+    (damage,) = recipe.tasks.values()
+    items = folder_pairs.FolderPatches(
+        data, recipe.sets, damage, recipe.lq_size, seed, length, any_count=any_count
+    )
+    counts = {
+        name: len(folders.find_pairs(data, name, damaged=False, any_count=any_count))
+        for name in recipe.sets
+    }
+    return items, [f"{name} ({count:,})" for name, count in counts.items()]
 
 
 def _commits(file: Path, now: dict[str, Any], resume: bool) -> list[dict[str, Any]]:

@@ -9,14 +9,18 @@ beside them). Loss: the mean absolute output.
     optimizer   AdamW's two moments of what trains, in float32
     file        parameters and buffers that `save_adapter` writes
 
+Rows on two views take as many pairs.
+
 Usage: python benchmarks/methods.py
        python benchmarks/methods.py --device cuda --rounds 20
+       python benchmarks/methods.py --file experiments/asteisr.toml --tables hat --task sr4 --name N
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -25,21 +29,23 @@ import harness
 import torch
 from train_step import Runner
 
-from ir_peft import adapters, devices, experiments, results
+from ir_peft import adapters, devices, experiments, results, stereo_experiments
 from ir_peft.files import write_text
 from ir_peft.provenance import device_name, git_state, versions
 from ir_peft.specs import Spec
 
 FILE = "experiments/adaptir_ipt.toml"
 TABLES = ("ipt", "peft")
+CLOCKS = {"wall": "wall time", "cpu": "processor time"}
+"""Which times, in words; processor time is what a busy machine does not change."""
 
 
-def rows_of(file: Path, task: str) -> dict[str, Spec]:
+def rows_of(file: Path, task: str, tables: Sequence[str] = TABLES) -> dict[str, Spec]:
     """The rows that train; the first is full fine-tuning."""
     chosen = [
         spec
         for spec in experiments.load_specs(file)
-        if spec.learns and spec.table in TABLES and (spec.task, spec.seed) == (task, 0)
+        if spec.learns and spec.table in tables and (spec.task, spec.seed) == (task, 0)
     ]
     chosen.sort(key=lambda spec: spec.row != "full")
     return {spec.row: spec for spec in chosen}
@@ -51,15 +57,20 @@ def steps_of(rows: dict[str, Spec], batch: int, device: torch.device) -> dict[st
     steps = {}
     for row, spec in rows.items():
         side = spec.patch or profile.lq_size
-        x = torch.rand(batch, 3, side, side, generator=torch.Generator().manual_seed(0))
+        shape = (3, side, side)
+        if spec.stereo:
+            shape = (2, 3, *stereo_experiments.patch_size(spec, profile))
+        x = torch.rand(batch, *shape, generator=torch.Generator().manual_seed(0))
         model = adapters.train_mode(experiments.adapted_model(spec, profile).to(device))
         steps[row] = Runner(model, x.to(device), "peft", "fp32")
     return steps
 
 
-def measure(steps: dict[str, Runner], rounds: int, device: torch.device) -> list[dict[str, Any]]:
-    """One entry a row."""
-    times = harness.alternate(steps, rounds, device)
+def measure(
+    steps: dict[str, Runner], rounds: int, device: torch.device, clock: str = "wall"
+) -> list[dict[str, Any]]:
+    """One entry a row; for `clock` see `harness.alternate`."""
+    times = harness.alternate(steps, rounds, device, clock=clock)
     first = next(iter(steps))
     entries = []
     for row, step in steps.items():
@@ -105,7 +116,7 @@ def report(record: dict[str, Any]) -> str:
     return (
         f"# One training step of every method\n\nBackbone `{record['backbone']}`, task "
         f"`{record['task']}`, batch {record['batch']}, float32, {record['rounds']} rounds, "
-        f"{record['device']}, commit {git['commit'][:7]}{dirty}, "
+        f"{CLOCKS[record['clock']]}, {record['device']}, commit {git['commit'][:7]}{dirty}, "
         f"{record['date'][:10]}. Written by `benchmarks/methods.py`. {what}\n\n- "
         f"{columns.strip()}\n\n"
         f"{results.to_markdown(pd.DataFrame(lines))}"
@@ -116,31 +127,37 @@ def main() -> None:
     """Measures, prints and writes one JSON file a device and the report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--file", type=Path, default=Path(FILE))
+    parser.add_argument("--tables", nargs="+", default=TABLES, help="of the file")
     parser.add_argument("--task", default="lr4_noise30")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--device", help="default: a GPU if there is one")
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
+    parser.add_argument("--name", default="methods", help="of the files; tables read methods*")
     options = parser.parse_args()
     device = devices.pick(options.device)
-    rows = rows_of(options.file, options.task)
+    rows = rows_of(options.file, options.task, options.tables)
     steps = steps_of(rows, options.batch, device)
     record = {
-        "backbone": next(iter(steps.values())).model.name,
+        "backbone": next(iter(rows.values())).backbone,
         "task": options.task,
         "batch": options.batch,
         "rounds": options.rounds,
+        "clock": options.clock,
         "device": device_name(device),
         "versions": versions(),
         "git": git_state(Path.cwd()),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "rows": [
             {"label": rows[entry["row"]].label, **entry}
-            for entry in measure(steps, options.rounds, device)
+            for entry in measure(steps, options.rounds, device, options.clock)
         ],
     }
-    write_text(options.out / f"methods-{device.type}.json", json.dumps(record, indent=1) + "\n")
-    write_text(options.out / "methods.md", report(record))
+    write_text(
+        options.out / f"{options.name}-{device.type}.json", json.dumps(record, indent=1) + "\n"
+    )
+    write_text(options.out / f"{options.name}.md", report(record))
     print(report(record))
 
 

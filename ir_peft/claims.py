@@ -8,6 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .adaptir_claims import PAPER_NAMES, claims
+from .stereo_claims import HEAD as STEREO_HEAD
+from .stereo_claims import ablation_claims as stereo_ablation_claims
+from .stereo_claims import method_claims as stereo_claims
 from .table_rows import BORROWED
 from .variant_claims import ablation_claims, peft_claims, scaling_claims
 from .verdicts import SEEDS, WORDS, Claim
@@ -82,6 +85,8 @@ def head(records: pd.DataFrame, frame: pd.DataFrame) -> str:
         source, rows = BORROWED[name]
         listed = ", ".join(frame.loc[frame["row"].isin(rows), "label"])
         text += f" Rows of the table `{source}`: {listed}."
+    if one["paper"] == "asteisr":
+        text += f" {STEREO_HEAD}"
     if one["task"] in SYNTHETIC and one["paper"] == "adaptir":
         text += f" The {SYNTHETIC[one['task']]} is drawn by this project, unlike the paper's."
     if any(column.startswith("paper ") for column in frame):
@@ -98,6 +103,8 @@ CLAIMS = {
     "adaptir-ablation": ablation_claims,
     "adaptir-scaling": scaling_claims,
     "adaptir-peft": peft_claims,
+    "asteisr": stereo_claims,
+    "asteisr-ablation": stereo_ablation_claims,
 }
 """The claims that are checked under a table, by paper-table, else by paper."""
 

@@ -134,9 +134,13 @@ def _cost_bars(ax: Axes, run: pd.DataFrame, values: np.ndarray, *, log: bool) ->
 
 
 def tradeoff(table: pd.DataFrame) -> Figure:
-    """Draw PSNR against trainable parameters (log scale); lines: bicubic and frozen, if near."""
+    """Draw PSNR against trainable parameters (log scale).
+
+    Lines, if near: bicubic, frozen, and from scratch, which after few steps is far behind.
+    """
     run = _run(table)
-    trained = run[run["trainable"] > 0].sort_values("psnr", ascending=False)
+    trained = run[(run["trainable"] > 0) & (run["row"] != "scratch")]
+    trained = trained.sort_values("psnr", ascending=False)
     with style():
         fig, axes = new_figure(5.2)
         ax = axes[0, 0]
@@ -147,7 +151,8 @@ def tradeoff(table: pd.DataFrame) -> Figure:
                 marker="o", markersize=8, color=color(r["row"]), capsize=3, markeredgewidth=2,
                 markerfacecolor=color(r["row"]) if _filled(r["row"]) else "white",
             )  # fmt: skip
-        levels = reference_lines(ax, run, ["bicubic", "frozen"], trained["psnr"], vertical=False)
+        references = ["bicubic", "frozen", "scratch"]
+        levels = reference_lines(ax, run, references, trained["psnr"], vertical=False)
         shown = [*trained["psnr"], *levels]
         room = 0.1 * (max(shown) - min(shown)) + 0.01
         ax.set_ylim(min(shown) - room, max(shown) + room)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PAPER_NUMBERS = Path(__file__).resolve().parents[1] / "results" / "paper_numbers.csv"
-STEP_COSTS = PAPER_NUMBERS.parent / "benchmarks" / "methods-cpu.json"
+STEP_COSTS = PAPER_NUMBERS.parent / "benchmarks"
 
 # What has to be equal before two records may stand in one column.
 _CONVENTIONS = ("backbone", "profile", "steps", "batch_size", "lq_size", "test_set", "crop")
@@ -164,21 +164,22 @@ def load_paper_numbers(path: str | Path | None = None) -> pd.DataFrame:
     return numbers.fillna(dict.fromkeys(texts, ""))
 
 
-def load_step_costs(backbone: str, path: str | Path | None = None) -> pd.DataFrame | None:
+def load_step_costs(backbone: str, folder: str | Path | None = None) -> pd.DataFrame | None:
     """Read what `benchmarks/methods.py` measured: time and memory of a step of every method.
 
     Returns:
-        A line a row, ``step_seconds`` and ``saved_bytes``; None where this backbone was not
-        measured.
+        A line a row, ``step_seconds``, ``saved_bytes`` and ``optimizer_bytes``; None where this
+        backbone was not measured.
     """
     import pandas as pd
 
-    path = Path(path or STEP_COSTS)
-    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if record.get("backbone") != backbone:
-        return None
-    costs = pd.DataFrame(record["rows"]).set_index("row")[["seconds", "saved_bytes"]]
-    return costs.rename(columns={"seconds": "step_seconds"})
+    for path in sorted(Path(folder or STEP_COSTS).glob("methods*-cpu.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["backbone"] == backbone:
+            costs = pd.DataFrame(record["rows"]).set_index("row")
+            costs = costs[["seconds", "saved_bytes", "optimizer_bytes"]]
+            return costs.rename(columns={"seconds": "step_seconds"})
+    return None
 
 
 def select(records: pd.DataFrame, **wanted: str) -> pd.DataFrame:

@@ -135,7 +135,7 @@ def write_results(
 
     adair = frame["paper"] == "adair"
     tables, pictures = folder / "tables", folder / "figures"
-    written = results.write_tables(frame[~adair], tables, notes=NOTES)
+    written = results.write_tables(frame[~adair], tables, notes=NOTES, curves=curves)
     written += write_figures(frame[~adair], curves, pictures, profile)
     if adair.any():
         plan = adair_tables.plan(spec for spec in planned if spec.paper == "adair")
@@ -172,7 +172,11 @@ def figures(name: str, records: pd.DataFrame, curves: pd.DataFrame) -> Iterator[
     from . import plots, results
 
     tables = {task: results.table(part, task=task) for task, part in records.groupby("task")}
-    variants = {"adaptir-ablation": "ablation", "adaptir-scaling": "scalability"}
+    variants = {
+        "adaptir-ablation": "ablation",
+        "adaptir-scaling": "scalability",
+        "asteisr-ablation": "ablation",
+    }
     if name in variants:
         for task, table in tables.items():
             if table["gain"].notna().sum() > 1:  # The reference and a variant were run.
@@ -183,17 +187,32 @@ def figures(name: str, records: pd.DataFrame, curves: pd.DataFrame) -> Iterator[
         return
     if len(tables) > 1:
         yield "overview", plots.overview(tables)
+    own = {"asteisr-hat": stereo_figures}
+    if name in own:
+        yield from own[name](tables)
     runs = records.groupby("task")["id"].nunique().nlargest(2)
     for task, table in tables.items():
         yield f"{task}-tradeoff", plots.tradeoff(table)
         if task in runs:
-            costs = results.load_step_costs(records["backbone"].iloc[0])
+            mine = records[records["task"] == task]
+            costs = results.load_step_costs(mine["backbone"].iloc[0])
             yield f"{task}-efficiency", plots.efficiency_bars(table, costs)
-            ids = records.loc[records["task"] == task, "id"]
-            yield f"{task}-curves", plots.curves(curves[curves["id"].isin(ids)])
+            yield f"{task}-curves", plots.curves(curves[curves["id"].isin(mine["id"])])
         ran = set(table.loc[table["psnr"].notna(), "row"])
         if any(f"{row}_tail" in ran for row in ran):
             yield f"{task}-tail", plots.alone_or_with_tail(table)
+
+
+def stereo_figures(tables: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, Figure]]:
+    """ASteISR's training strategies beside the others, with the counts of their rows if all ran."""
+    from . import stereo_plots
+
+    for task, table in tables.items():
+        trained = table.set_index("row")["trainable"].dropna()
+        if {"scratch", "full", "asteisr"} <= set(trained.index):
+            every = trained["full"]  # All weights and both adapters.
+            counts = [(int(trained[row]), int(every)) for row in ("scratch", "full", "asteisr")]
+            yield f"{task}-strategies", stereo_plots.strategies(counts)
 
 
 def compare(frame: pd.DataFrame, root: Path) -> None:

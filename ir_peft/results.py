@@ -24,6 +24,7 @@ from .records import (
     select,
 )
 from .rendering import SHORT, display, to_latex, to_markdown
+from .stereo_tables import pages as stereo_pages
 from .table_rows import BY_SIZE, borrowed, planned, with_borrowed
 
 if TYPE_CHECKING:
@@ -48,6 +49,9 @@ __all__ = [
     "with_borrowed",
     "write_tables",
 ]
+
+PAGES = {"asteisr": stereo_pages}
+"""Paper -> its own pages: (table, records, task -> table, curves) -> file name -> content."""
 
 
 def table(
@@ -185,18 +189,21 @@ def write_tables(
     *,
     notes: str = "",
     paper_numbers: pd.DataFrame | None = None,
+    curves: pd.DataFrame | None = None,
     **wanted: str,
 ) -> list[Path]:
     """Write every table of the records.
 
     The files are ``<paper>-<table>-<task>`` with ``.md``, ``-short.md``, ``.tex``, ``-images.csv``;
-    a table with several tasks has ``<paper>-<table>-overview.md`` as well.
+    a table with several tasks has ``<paper>-<table>-overview.md`` as well, and papers of
+    :data:`PAGES` have pages of their own.
 
     Args:
         records: From :func:`load_records`.
         folder: Made if it does not exist; files are replaced atomically.
         notes: A sentence for every head, e.g. where the backbone's weights come from.
         paper_numbers: From :func:`load_paper_numbers` (the default).
+        curves: From :func:`load_curves`, for pages on the course of trainings.
         **wanted: Narrows the records, e.g. ``profile="full"``.
 
     Returns:
@@ -220,6 +227,8 @@ def write_tables(
             contents |= _files(f"{paper}-{name}-{task}", frame, images, top, bottom, sets)
         if len(frames) > 1:
             contents[f"{paper}-{name}-overview.md"] = overview(f"{paper}-{name}", frames, checks)
+        if paper in PAGES:
+            contents |= PAGES[paper](name, parts, frames, curves)
     for file, content in contents.items():
         write_text(Path(folder) / file, content)
     return [Path(folder) / file for file in contents]

@@ -21,8 +21,6 @@ TEST_SETS: dict[str, tuple[str, ...]] = {
     "motorcycle": ("motorcycle",),
 }
 """Photographed pairs; the second set needs no download."""
-TRAINED_ON = "dead-leaves scenes and layered pairs made from photographs, not real stereo"
-"""What every number of a trained row depends on, in words."""
 VALIDATION_PAIRS = 6
 
 

@@ -25,6 +25,7 @@ BORROWED: dict[tuple[str, str], tuple[str, tuple[str, ...]]] = {
     ("adaptir", "ablation"): ("ipt", ("adaptir",)),
     ("adaptir", "scaling"): ("ipt", ("frozen", "full", "adaptir", "houlsby", "lora", "fact")),
     ("adaptir", "peft"): ("ipt", ("frozen", "full", "lora", "adaptir")),
+    ("asteisr", "ablation"): ("hat", ("asteisr",)),
 }
 """(paper, table) -> the table that it borrows from, and the rows, printed first."""
 

@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 def psnr_dots(ax: Axes, run: pd.DataFrame) -> None:
     """Draw the PSNR of each row as a dot, from below upwards, with seeds' standard deviation.
 
-    The axis covers the trained rows; an untrained row far off them is an arrow with its number.
+    The axis covers the rows trained from pretrained weights; a row far off them, untrained or from
+    scratch, is an arrow with its number.
 
     Args:
         ax: One panel.
         run: Rows of a table, the lowest first; one without a result stays empty.
     """
-    trained = run.loc[run["trainable"] > 0, "psnr"]
+    trained = run.loc[(run["trainable"] > 0) & (run["row"] != "scratch"), "psnr"]
     inside = np.array(near(run["psnr"], trained))
     low, high = run.loc[inside, "psnr"].min(), run.loc[inside, "psnr"].max()
     left, right = low - 0.1 * max(high - low, 0.1), high + 0.45 * max(high - low, 0.1)

@@ -42,9 +42,20 @@ def test_bytes_are_those_of_the_tensors(rows, tmp_path):
     assert full["of_full"]["median"] == 1
     record = {"backbone": "ipt_mini", "task": "lr4_jpeg30", "batch": 1, "rounds": 1}
     record |= {
+        "clock": "cpu",
         "device": "here",
         "date": "2026-01-01T00:00",
     }
     record["rows"] = [{"label": rows[e["row"]].label, **e} for e in (full, bitfit, lora)]
     text = methods.report(record | {"git": {"commit": "0123456789", "dirty": False}})
+    assert "1 rounds, processor time," in text
     assert "| LoRA | 38,880 |" in text and "- file" in text and "commit 0123456," in text
+
+
+def test_rows_on_two_views_take_pairs():
+    rows = methods.rows_of(ROOT / "experiments" / "asteisr.toml", "sr4", ["hat"])
+    assert next(iter(rows)) == "full" and {"asteisr", "asteisr_spatial", "lora"} <= set(rows)
+    steps = methods.steps_of({row: rows[row] for row in ("full", "asteisr")}, 1, CPU)
+    assert all(step.x.shape == (1, 2, 3, 16, 40) for step in steps.values())
+    full, ours = methods.measure(steps, 1, CPU, "cpu")
+    assert ours["trainable"] == 29_088 and ours["saved_bytes"] < full["saved_bytes"]

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .adair_tables import seconds_to_reach
 from .records import PAPER_NUMBERS, load_step_costs
 from .rendering import spread, to_markdown
+from .time_to_psnr import seconds_to_reach
 
 if TYPE_CHECKING:
     import pandas as pd

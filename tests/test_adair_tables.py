@@ -5,7 +5,7 @@ import math
 import pandas as pd
 import pytest
 
-from ir_peft import adair_claims, adair_costs, adair_tables
+from ir_peft import adair_claims, adair_costs, adair_tables, time_to_psnr
 
 from .adair_records import ADAPTER, BASE, PLAN, TASKS, make_curves, make_records, psnr_of
 
@@ -177,16 +177,16 @@ def test_time_to_a_psnr_is_that_of_the_first_validation_there():
             for row, step, psnr in points
         ]
     )  # fmt: skip
-    found = adair_costs.seconds_to_reach(curves).set_index("row")
+    found = time_to_psnr.seconds_to_reach(curves).set_index("row")
     assert found["target"].eq(24.0).all()
     assert found["seconds"].drop("lora").to_dict() == {"scratch": 100, "adair": 100, "full": 50}
     assert math.isnan(found.loc["lora", "seconds"])
     assert found["first"].to_dict() == {
         "scratch": False, "adair": False, "full": True, "lora": False
     }  # fmt: skip
-    at = adair_costs.seconds_to_reach(curves, {"jpeg": 22.0}).set_index("row")
+    at = time_to_psnr.seconds_to_reach(curves, {"jpeg": 22.0}).set_index("row")
     assert at.loc["adair", "seconds"] == 50
-    assert adair_costs.seconds_to_reach(curves.drop(columns="val_psnr")).empty
+    assert time_to_psnr.seconds_to_reach(curves.drop(columns="val_psnr")).empty
 
 
 def test_cost_counts_one_file_of_all_tasks_once(records):

@@ -85,7 +85,8 @@ ARROWS = {
     "architecture_plots": {"figure_style"},
     "matrix_plots": {"figure_style"},
     "adair_tables": {"records", "rendering"},
-    "adair_costs": {"adair_tables"},
+    "adair_costs": {"adair_tables", "time_to_psnr"},
+    "time_to_psnr": set(),
     "adair_claims": {"adair_tables", "verdicts"},
     "adair_pages": {
         "adair_claims",
@@ -100,7 +101,7 @@ ARROWS = {
         "rendering",
     },
     "adair_plots": {"figure_style"},
-    "stereo_tables": {"adair_tables", "records", "rendering"},
+    "stereo_tables": {"records", "rendering", "time_to_psnr"},
     "stereo_plots": {"figure_style"},
     "reproduce": {
         "adair_pages",

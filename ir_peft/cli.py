@@ -1,4 +1,4 @@
-"""The `ir-peft` command: list | run | reproduce | restore | pretrain | fetch | data check."""
+"""The `ir-peft` command: list | run | reproduce | restore | test | pretrain | fetch | data."""
 
 from __future__ import annotations
 
@@ -94,6 +94,23 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
     command.add_argument("--force", action="store_true", help="overwrite the output file")
     command.set_defaults(command=_restore)
+
+    command = commands.add_parser(
+        "test", help="score a model by Restormer's or PromptIR's protocol"
+    )
+    command.add_argument(
+        "protocol",
+        nargs="+",
+        help="e.g. restormer_derain; three_tasks and five_tasks are PromptIR's",
+    )
+    command.add_argument("--data", type=Path, required=True, help="folder of the published sets")
+    command.add_argument("--sets", nargs="+", metavar="SET", help="only these test sets")
+    command.add_argument("--backbone", required=True, help="a bundled tag or a checkpoint file")
+    command.add_argument("--adapter", help="a folder, or a bundled tag")
+    command.add_argument("--tile", type=int, help="tile side in pixels; default: whole images")
+    command.add_argument("--device", help="cpu, cuda, ...; default: a GPU if there is one")
+    command.add_argument("--any-count", action="store_true", help="accept incomplete sets")
+    command.set_defaults(command=_test, task=None)
 
     command = commands.add_parser("pretrain", help="pretrain a backbone from a recipe")
     command.add_argument("tag", help="for example restormer_mini; `ir-peft list` shows all")
@@ -308,6 +325,26 @@ def _take_task(options: argparse.Namespace, image) -> None:
     task, (options.backbone, options.adapter) = restorers.find_restorer(options.task, image)
     print(f"task {task}: {options.backbone}, adapter {options.adapter or 'none'}")
     options.task = None
+
+
+def _test(options: argparse.Namespace) -> None:
+    from . import protocols
+
+    model = _model(options)
+    if model.scale != 1:
+        raise ValueError(f"{options.backbone} enlarges images; the protocols keep their size")
+    named = [one for name in options.protocol for one in protocols.ALL_IN_ONE.get(name, (name,))]
+    rows = []
+    for name in dict.fromkeys(named):
+        rows += protocols.evaluate_protocol(
+            model,
+            options.data,
+            name,
+            sets=options.sets,
+            tile=options.tile,
+            any_count=options.any_count,
+        )
+    print(protocols.summary(rows))
 
 
 def _pretrain(options: argparse.Namespace) -> None:

@@ -190,6 +190,48 @@ def _luma(x: Tensor) -> Tensor:
     return metrics.rgb_to_y((x[None].double().clamp(0, 1) * 255).round())[0].round() / 255
 
 
+def convention(protocol: Protocol) -> str:
+    """What a number of the protocol means, in words."""
+    words = ["PSNR on RGB" if protocol.channel == "rgb" else "PSNR on Y of 8 bits"]
+    if protocol.window is not None:
+        words.append(f"SSIM window {protocol.window}")
+    if protocol.sigma is not None:
+        kept = "floats, anew for each image" if protocol.noise == "float_each_seed0" else "8 bits"
+        words.append(f"noise {protocol.sigma} kept as {kept}")
+    if protocol.multiple > 1:
+        words.append(f"images cut to a multiple of {protocol.multiple}")
+    words.append("results of 8 bits" if protocol.rounded else "results as floats")
+    return ", ".join(words)
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """A Markdown table of means over images, a line a (protocol, set), with its convention.
+
+    Under it stands the average of each all-in-one table whose columns are complete.
+
+    Args:
+        rows: from `evaluate_protocol`, of any protocols.
+    """
+    lines = [
+        "| protocol | set | images | PSNR [dB] | SSIM | convention |",
+        "|---|---|---:|---:|---:|---|",
+    ]
+    for name, each in dict.fromkeys((row["protocol"], row["set"]) for row in rows):
+        mine = [row for row in rows if (row["protocol"], row["set"]) == (name, each)]
+        psnr = sum(row["psnr"] for row in mine) / len(mine)
+        ssim = f"{sum(row['ssim'] for row in mine) / len(mine):.4f}" if "ssim" in mine[0] else "–"
+        said = convention(PROTOCOLS[name])
+        lines.append(f"| {name} | {each} | {len(mine)} | {psnr:.2f} | {ssim} | {said} |")
+    run = {row["protocol"] for row in rows}
+    for table, names in ALL_IN_ONE.items():
+        if run >= set(names):
+            lines += [
+                "",
+                f"{table}: {all_in_one_average(rows, table)['average']:.2f} dB on average",
+            ]
+    return "\n".join(lines) + "\n"
+
+
 def all_in_one_average(rows: list[dict[str, Any]], table: str) -> dict[str, float]:
     """PSNR of each column of an all-in-one table and their mean, as it is printed.
 

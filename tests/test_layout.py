@@ -127,6 +127,7 @@ ARROWS = {
         "experiments",
         "inference",
         "pretrain",
+        "protocols",
         "reproduce",
         "restorers",
         "stereo",

@@ -7,9 +7,17 @@ import pytest
 import torch
 from PIL import Image
 
-from ir_peft import metrics, protocols
+from ir_peft import load_backbone, metrics, protocols
+from ir_peft.cli import main
 from ir_peft.data.folders import FOLDER_SETS, check, find_pairs
-from ir_peft.protocols import ALL_IN_ONE, PROTOCOLS, all_in_one_average, evaluate_protocol, score
+from ir_peft.protocols import (
+    ALL_IN_ONE,
+    PROTOCOLS,
+    all_in_one_average,
+    evaluate_protocol,
+    score,
+    summary,
+)
 
 RNG = np.random.RandomState(5)
 
@@ -122,6 +130,16 @@ def test_several_hazy_images_of_one_clean_one(tmp_path):
         find_pairs(tmp_path, "SOTS_outdoor")
 
 
+def test_promptirs_own_test_folder(tmp_path):
+    """Its denoising set is the colour version, whatever its name says."""
+    image(tmp_path / "denoise" / "bsd68" / "3096.jpg")
+    for kind in ("target", "input"):
+        image(tmp_path / "derain" / "Rain100L" / kind / "1.png")
+        image(tmp_path / "dehaze" / kind / ("0001.png" if kind == "target" else "0001_1_0.2.jpg"))
+    rows = [row for name in ALL_IN_ONE["three_tasks"] for row in run(tmp_path, name)[0]]
+    assert [row["set"] for row in rows] == ["SOTS_outdoor", "Rain100L", *["CBSD68"] * 3]
+
+
 def test_averages_are_means_of_the_columns_not_of_the_images():
     rows = [
         {"protocol": name, "psnr": 30.0 + i} for i, name in enumerate(ALL_IN_ONE["three_tasks"])
@@ -147,3 +165,35 @@ def test_refusals_come_before_an_image_is_restored(tmp_path):
         protocols.evaluate_protocol(Keep(), tmp_path, "promptir_denoise15", progress=False)
     with pytest.raises(ValueError, match=r"\(15, 40\) has no multiple of 16"):
         run(tmp_path, "promptir_denoise15")
+
+
+def test_the_command_scores_and_names_the_convention(tmp_path, capsys):
+    for name in ("a", "b"):
+        image(tmp_path / "Rain100L" / "target" / f"{name}.png", 32, 48)
+        image(tmp_path / "Rain100L" / "input" / f"{name}.png", 32, 48)
+    words = ["--data", str(tmp_path), "--backbone", "restormer_mini", "--any-count"]
+    both = ["promptir_derain", "restormer_derain", "--sets", "Rain100L"]
+    assert main(["test", *both, *words, "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    model = load_backbone("restormer_mini").eval()
+    for name, said in (("promptir_derain", "PSNR on RGB"), ("restormer_derain", "PSNR on Y")):
+        rows = evaluate_protocol(
+            model, tmp_path, name, sets=("Rain100L",), any_count=True, progress=False
+        )
+        psnr, ssim = (sum(row[key] for row in rows) / 2 for key in ("psnr", "ssim"))
+        assert f"| {name} | Rain100L | 2 | {psnr:.2f} | {ssim:.4f} | {said}" in printed
+    assert "on average" not in printed
+    assert main(["test", "five_tasks", *words]) == 2
+    assert "SOTS_outdoor is not available" in capsys.readouterr().err
+    assert main(["test", "promptir_derain", *words, "--backbone", "dat_light_x4"]) == 2
+    assert "enlarges images" in capsys.readouterr().err
+
+
+def test_the_summary_has_the_average_of_a_complete_table():
+    rows = [
+        {"protocol": name, "set": PROTOCOLS[name].sets[0], "image": "a", "psnr": 30.0 + i}
+        for i, name in enumerate(ALL_IN_ONE["five_tasks"])
+    ]
+    text = summary(rows)
+    assert text.endswith("\n\nfive_tasks: 32.00 dB on average\n") and "three_tasks" not in text
+    assert "noise 25 kept as 8 bits, images cut to a multiple of 16, results as floats |" in text

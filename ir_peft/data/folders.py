@@ -2,8 +2,9 @@
 
 Nothing is downloaded and nothing stands in for a missing set: a set is complete under its name or
 an error says what is missing. `check(root)` lists what a folder holds; `folder_pairs` makes test
-pairs and training patches of it. The layouts are those of AdaptIR's release and of the sets' own
-archives; `*` is the part of the file name, without suffix, that pairs two files.
+pairs and training patches of it. The layouts are those of the releases of AdaptIR, Restormer and
+PromptIR (the folders `test/dehaze`, `test/derain`, ...) and of the sets' own archives; `*` is the
+part of the file name, without suffix, that pairs two files.
 """
 
 from __future__ import annotations
@@ -78,6 +79,7 @@ def _rain(name: str) -> FolderSet:
             (f"{name}/norain-*", f"{name}/rainy/rain-*"),
             (f"{name}/gt/norain-*", f"{name}/rainy/rain-*"),
             (f"{name}/target/*", f"{name}/input/*"),
+            (f"derain/{name}/target/*", f"derain/{name}/input/*"),
         ),
         100,
     )
@@ -100,7 +102,7 @@ FOLDER_SETS: dict[str, FolderSet] = {
     "WED": _flat("WED", 4744),
     "BSD400": _flat("BSD400", 400),
     "BSD68": _flat("BSD68", 68),
-    "CBSD68": _flat("CBSD68", 68),
+    "CBSD68": FolderSet((("CBSD68/*", None), ("denoise/bsd68/*", None)), 68),
     "Kodak24": _flat("Kodak24", 24),
     "McMaster": _flat("McMaster", 18),
     "RainTrainL": FolderSet((("RainTrainL/norain-*", "RainTrainL/rain-*"),), 200),
@@ -115,7 +117,11 @@ FOLDER_SETS: dict[str, FolderSet] = {
     ),
     "HIDE": _pairs("HIDE", 2025),
     "SOTS_outdoor": FolderSet(
-        (("SOTS/outdoor/gt/*", "SOTS/outdoor/hazy/*"), ("SOTS/target/*", "SOTS/input/*")),
+        (
+            ("SOTS/outdoor/gt/*", "SOTS/outdoor/hazy/*"),
+            ("SOTS/target/*", "SOTS/input/*"),
+            ("dehaze/target/*", "dehaze/input/*"),
+        ),
         None,
         shared=True,
     ),

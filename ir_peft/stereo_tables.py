@@ -160,8 +160,7 @@ def cost(
     """
     run = frame[frame["psnr"].notna() & (frame["trainable"] > 0)].set_index("row")
     out = run[["label", "trainable"]].copy()
-    for name in ("step_seconds", "bytes", "steps", "first"):
-        out[name] = float("nan")
+    out[["step_seconds", "bytes", "steps"]], out["first"] = float("nan"), False
     if costs is not None:
         out["step_seconds"] = costs["step_seconds"].reindex(out.index)
         state = 1.5 * costs["optimizer_bytes"]  # Two moments, and as much as one for gradients.
@@ -174,12 +173,32 @@ def cost(
             task = curves["task"].iloc[0]
             reached = seconds_to_reach(curves.assign(seconds=curves["step"]), {task: target})
             reached = reached.set_index("row").reindex(out.index)
-            out["steps"], out["first"] = reached["seconds"], reached["first"]
-    full = out.loc["full"] if "full" in out.index else out.iloc[0] * float("nan")
+            out["steps"], out["first"] = reached["seconds"], reached["first"].eq(True)
+    full = out.reindex(["full"]).iloc[0]  # NaN where it was not run.
     out["time"] = out["step_seconds"] / full["step_seconds"]
     out["memory"] = out["bytes"] / full["bytes"]
     out["training"] = out["time"] * out["steps"] / full["steps"]
     return out, target
+
+
+def display_cost(found: pd.DataFrame) -> pd.DataFrame:
+    """The first result of :func:`cost` as strings with units."""
+    import pandas as pd
+
+    lines = [
+        {
+            "method": r.label,
+            "trainable": f"{r.trainable:,.0f}",
+            "step [ms]": _clean(1e3 * r.step_seconds, "{:.0f}"),
+            "time of full's": _clean(r.time, "{:.2f}"),
+            "memory [MiB]": _clean(r.bytes / 2**20, "{:.1f}"),
+            "memory of full's": _clean(r.memory, "{:.2f}"),
+            "steps to equal PSNR": ("≤ " if r.first else "") + _clean(r.steps, "{:.0f}"),
+            "time to it, of full's": _clean(r.training, "{:.2f}"),
+        }
+        for r in found.itertuples()
+    ]
+    return pd.DataFrame(lines)
 
 
 def pages(
@@ -224,8 +243,6 @@ def cost_page(
     records: pd.DataFrame, frames: Mapping[str, pd.DataFrame], curves: pd.DataFrame
 ) -> str:
     """The page of costs: a table for each task with a trained row."""
-    import pandas as pd
-
     text = (
         f"# What training costs\n\nThe paper's claim: {CLAIMED}; it says neither how they were "
         "measured nor against which settings. Here, on small networks: time and memory of a step "
@@ -234,8 +251,8 @@ def cost_page(
         "PSNR is the highest validation PSNR that all seeds of ASteISR and of full fine-tuning of "
         "both views reach; the steps until then are means over seeds, and validations are their "
         "resolution; ≤ marks the first one. The last column is those steps times the step's time. "
-        "Freezing spares the gradients of frozen weights, a third of a step at most: a larger "
-        "saving of time is one of steps. HAT-L itself: "
+        "Freezing spares the gradients of frozen weights, a third of a step's operations at most; "
+        "time need not follow operations. HAT-L itself: "
         "[counts and, on a GPU, steps](../benchmarks/paper_scale.md).\n"
     )
     for task, frame in frames.items():
@@ -249,22 +266,8 @@ def cost_page(
         reach = "no validation" if target != target else f"equal at {target:.2f} dB"
         steps = f"[benchmark](../benchmarks/methods-{backbone}.md)"
         steps = "not measured" if costs is None else steps
-        lines = [
-            {
-                "method": r.label,
-                "trainable": f"{r.trainable:,.0f}",
-                "step [ms]": _clean(1e3 * r.step_seconds, "{:.0f}"),
-                "time of full's": _clean(r.time, "{:.2f}"),
-                "memory [MiB]": _clean(r.bytes / 2**20, "{:.1f}"),
-                "memory of full's": _clean(r.memory, "{:.2f}"),
-                "steps to equal PSNR": ("≤ " if r.first is True else "")
-                + _clean(r.steps, "{:.0f}"),
-                "time to it, of full's": _clean(r.training, "{:.2f}"),
-            }
-            for r in found.itertuples()
-        ]
         text += f"\n## {task}: {reach}\n\n`{backbone}`, steps: {steps}.\n\n"
-        text += to_markdown(pd.DataFrame(lines))
+        text += to_markdown(display_cost(found))
     return text
 
 

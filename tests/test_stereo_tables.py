@@ -142,9 +142,14 @@ def test_costs_are_those_of_a_step_and_until_equal_psnr(records):
     early = curves.assign(val_psnr=curves["val_psnr"].where(curves["step"] <= 100))
     found, target = stereo_tables.cost(frames["sr4"], early, None)
     assert target == pytest.approx(29.8) and found.loc["asteisr", "first"]
+    shown = stereo_tables.display_cost(found).set_index("method")
+    assert shown.loc["ASteISR (both)", "steps to equal PSNR"] == "≤ 100"
+    assert shown.loc["LoRA, each view alone", "steps to equal PSNR"] == "–"
     assert found["step_seconds"].isna().all()
     _, target = stereo_tables.cost(frames["sr4"], curves.drop(columns="val_psnr"), costs)
     assert math.isnan(target)
+    found, _ = stereo_tables.cost(frames["sr4"][frames["sr4"]["row"] != "full"], curves, costs)
+    assert found["time"].isna().all() and found["step_seconds"].notna().any()
 
 
 def claims_of(records, name="hat", task="sr4"):

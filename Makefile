@@ -17,6 +17,7 @@ setup: .venv/.ready  ## create .venv with the tested versions
 
 reproduce: setup  ## recompute every table and figure from the shipped adapters (PROFILE=smoke|demo|full)
 	-$(BIN)/ir-peft fetch photos11
+	-$(BIN)/ir-peft fetch stereo
 	$(BIN)/ir-peft reproduce --profile $(PROFILE)
 
 test: setup  ## run the tests

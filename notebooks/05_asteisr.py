@@ -832,10 +832,10 @@ early[["parameters", "Flickr1024"]]
 # The abstract claims 57 % less training time and 15 % less memory than full fine-tuning. What part
 # of this follows from freezing alone? It can be counted, without a clock. Freezing spares the
 # gradients of the frozen *weights*; the gradient still has to pass through every layer. So of the
-# operations of a step at most about a third can be saved. Of memory two things: gradients and the two
-# moments of Adam, 12 bytes a trained value; and activations that only a weight's gradient would have
-# needed, the inputs of frozen linear layers and convolutions. What softmax, GELU and norms keep
-# stays.
+# operations of a step at most about a third can be saved. Of memory two things: gradients and the
+# two moments of Adam, 12 bytes a trained value; and activations that only a weight's gradient would
+# have needed, the inputs of frozen linear layers and convolutions. What softmax, GELU and norms
+# keep stays.
 
 
 # %%

@@ -69,7 +69,7 @@ def head(records: pd.DataFrame, frame: pd.DataFrame) -> str:
         f"{one['crop_border']} px removed, outputs {rounded}, SSIM window {one['window']}. "
         f"Training: {one['steps']} steps, batch {one['batch_size']}, input patches "
         f"{one['lq_size']} px, learning rate {rates}{precise}, seeds {all_of('seed')}. "
-        f"Memory: {all_of('peak_memory_what') or 'not measured'}. Device: {all_of('device')}. "
+        f"Device: {all_of('device')}. "
         f"Commit {commits}{dirty}, {' to '.join(dict.fromkeys([days[0], days[-1]]))}, "
         f"profile `{one['profile']}`."
     )

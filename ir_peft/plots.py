@@ -71,25 +71,19 @@ def _filled(row: str) -> bool:
     return row.endswith(("_tail", "_ends")) or row in ("full", "scratch", "tail")
 
 
-def efficiency_bars(table: pd.DataFrame, costs: pd.DataFrame | None = None) -> Figure:
-    """Draw trainable parameters, training time, memory and PSNR, a line a method.
+def efficiency_bars(table: pd.DataFrame) -> Figure:
+    """Draw trainable parameters, time and memory of a training step, and PSNR, a line a method.
 
     Args:
         table: From :func:`ir_peft.results.table`. Rows without training have no cost bars.
-        costs: From :func:`ir_peft.results.load_step_costs`: time and memory that were measured side
-            by side, in the place of those of the runs.
     """
     run = _run(table).iloc[::-1]
     panels = [
         ("trainable", 1e3, "trainable [K], log scale"),
-        ("seconds", 60, "training time [min]"),
-        ("peak_memory", 2**20, "peak memory [MiB]"),
+        ("step_seconds", 1e-3, "training step [ms]"),
+        ("saved_bytes", 2**20, "saved for backward [MiB]"),
         ("psnr", 1, "PSNR [dB]"),
     ]
-    if costs is not None:
-        run = run.join(costs, on="row")
-        panels[1] = ("step_seconds", 1e-3, "training step [ms]")
-        panels[2] = ("saved_bytes", 2**20, "saved for backward [MiB]")
     with style():
         fig, axes = new_figure(0.34 * len(run) + 1.1, 12, ncols=4, sharey=True)
         y = np.arange(len(run))

@@ -57,9 +57,8 @@ def display(frame: pd.DataFrame) -> pd.DataFrame:
             "SSIM": spread(r["ssim"], r["ssim_sd"], r["seeds"], 4),
             over: _clean(r["gain"], "{:+.2f}"),
             "below full [dB]": _clean(r["gap"], "{:.2f}"),
-            "train [s]": _cost(r["seconds"], "{:.0f}"),
-            "steps/s": _cost(r["steps_per_second"], "{:.2f}"),
-            "peak memory [MiB]": _cost(r["peak_memory"] / 2**20, "{:.0f}"),
+            "step [ms]": _cost(1e3 * r["step_seconds"], "{:.0f}"),
+            "saved for backward [MiB]": _cost(r["saved_bytes"] / 2**20, "{:.1f}"),
             "adapter file [kB]": _cost(r["adapter_bytes"] / 1e3, "{:.1f}"),
         }
         if not r["seeds"]:
@@ -80,7 +79,8 @@ def display(frame: pd.DataFrame) -> pd.DataFrame:
                 line[printed] = line.pop(printed) + _clean(ssim, " / {:.4f}")
         lines.append(line)
     shown = pd.DataFrame(lines)
-    return shown.drop(columns=[c for c in (over, "below full [dB]") if (shown[c] == "").all()])
+    optional = (over, "below full [dB]", "step [ms]", "saved for backward [MiB]")
+    return shown.drop(columns=[c for c in optional if shown[c].isin(["", "–"]).all()])
 
 
 def to_markdown(shown: pd.DataFrame) -> str:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NOTES = (
-    "Train [s], steps/s and peak memory are those of the process that trained the row, one after "
-    "the other on a machine with other work; `benchmarks/methods.py` compares methods side by side."
+    "Seconds and bytes of a step, where given, are those of `benchmarks/methods.py`: one task of "
+    "the backbone, all methods taking turns."
 )
 """A sentence for the head of every table."""
 
@@ -195,8 +195,7 @@ def figures(name: str, records: pd.DataFrame, curves: pd.DataFrame) -> Iterator[
         yield f"{task}-tradeoff", plots.tradeoff(table)
         if task in runs:
             mine = records[records["task"] == task]
-            costs = results.load_step_costs(mine["backbone"].iloc[0])
-            yield f"{task}-efficiency", plots.efficiency_bars(table, costs)
+            yield f"{task}-efficiency", plots.efficiency_bars(table)
             yield f"{task}-curves", plots.curves(curves[curves["id"].isin(mine["id"])])
         ran = set(table.loc[table["psnr"].notna(), "row"])
         if any(f"{row}_tail" in ran for row in ran):

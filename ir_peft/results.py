@@ -64,13 +64,15 @@ def table(
     backbone: str | None = None,
     rows: Mapping[str, str] | None = None,
     paper_numbers: pd.DataFrame | None = None,
+    step_costs: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """Make one table: a line a row, ours beside the paper's.
 
     PSNR and SSIM are means over the images of each record, by test set and then over the sets where
     there are several, then over seeds; ``psnr_sd`` and ``ssim_sd`` are sample standard deviations
-    over seeds, ``psnr_spread`` is the best minus the worst seed (all NaN for one seed). Costs are
-    means over seeds.
+    over seeds, ``psnr_spread`` is the best minus the worst seed (all NaN for one seed). Seconds
+    and bytes of a step are not those of the trainings, which shared their machine with other work,
+    but of a benchmark in which the methods take turns.
 
     Args:
         records: From :func:`load_records`.
@@ -81,13 +83,14 @@ def table(
         backbone: Keep the records of this backbone; needed if there are several.
         rows: Row -> label in print order; default: :func:`planned`, then further rows found.
         paper_numbers: From :func:`load_paper_numbers` (the default).
+        step_costs: From :func:`load_step_costs` (the default).
 
     Returns:
         Columns ``row label method width seeds trainable share psnr psnr_sd psnr_spread ssim ssim_sd
-        gain gap seconds steps_per_second peak_memory adapter_bytes table task against``, then
-        ``ours <set>`` (PSNR) where images belong to published sets, then ``paper params``, ``paper
-        <set>`` (PSNR) and ``paper flags`` (sets whose printed value is a probable typo). ``ssim
-        ours <set>`` and ``ssim paper <set>`` are the SSIM of these columns. ``share`` is trainable
+        gain gap step_seconds saved_bytes adapter_bytes table task against``, then ``ours <set>``
+        (PSNR) where images belong to published sets, then ``paper params``, ``paper <set>`` (PSNR)
+        and ``paper flags`` (sets whose printed value is a probable typo). ``ssim ours <set>`` and
+        ``ssim paper <set>`` are the SSIM of these columns. ``share`` is trainable
         / backbone parameters (NaN where no record tells the latter), ``gain`` is against bicubic,
         or in a table without it the first borrowed row, which ``against`` names, ``gap`` is full
         minus this row [dB]. A row that was not run has ``seeds`` 0 and NaN.
@@ -105,13 +108,16 @@ def table(
     rows = planned(paper, name, task) if rows is None else rows
     labels = {**rows, **dict(chosen[["row", "label"]].drop_duplicates("row").values.tolist())}
 
-    costs = ["trainable", "adapter_bytes", "seconds", "steps_per_second", "peak_memory"]
+    costs = ["trainable", "adapter_bytes"]
     scores = ["psnr", "ssim"]
     bysets = chosen.groupby(["row", "id", "set"], sort=False)[[*scores, *costs]].mean()
     byrow = bysets.groupby(["row", "id"], sort=False).mean().groupby("row")
     out = byrow.mean().join(byrow[["psnr", "ssim"]].std().add_suffix("_sd"))
     out["psnr_spread"] = (byrow["psnr"].max() - byrow["psnr"].min()).where(byrow.size() > 1)
     out["seeds"] = byrow.size()
+    measured = step_costs if step_costs is not None else load_step_costs(chosen["backbone"].iloc[0])
+    for cost in ("step_seconds", "saved_bytes"):
+        out[cost] = np.nan if measured is None else measured[cost].reindex(out.index)
     out["share"] = out["trainable"] / chosen["backbone_parameters"].max()
     out = out.join(chosen.groupby("row")[["method", "width"]].first()).reindex(list(labels))
     out["seeds"] = out["seeds"].fillna(0).astype(int)
@@ -122,7 +128,8 @@ def table(
     out["label"] = list(labels.values())
     out["table"], out["task"], out["against"] = name, task, _words(base, labels.get(base, ""))
     order = ["label", "method", "width", "seeds", "trainable", "share", "psnr", "psnr_sd"]
-    order += ["psnr_spread", "ssim", "ssim_sd", "gain", "gap", *costs[2:], "adapter_bytes"]
+    order += ["psnr_spread", "ssim", "ssim_sd", "gain", "gap", "step_seconds", "saved_bytes"]
+    order += ["adapter_bytes"]
     out = out[[*order, "table", "task", "against"]]
     if (paper, name) in BY_SIZE:
         methods, _ = pd.factorize(out["method"], use_na_sentinel=False)

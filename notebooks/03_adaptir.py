@@ -383,8 +383,8 @@ def report(records, table, task):
     part = results.select(records, table=table, task=task)
     frame = results.table(records, task=task, name=table)
     images = results.per_image(records, task=task, table=table)
-    costs = ["train [s]", "steps/s", "peak memory [MiB]", "adapter file [kB]"]
-    shown = results.display(frame).drop(columns=costs)
+    costs = ["step [ms]", "saved for backward [MiB]", "adapter file [kB]"]
+    shown = results.display(frame).drop(columns=costs, errors="ignore")
     lines = claims.foot(frame, images, results.load_paper_numbers(), task)
     text = [
         results.head(part, frame),
@@ -417,7 +417,7 @@ if "peft" in set(records["table"]):
 
 # %%
 costs = results.load_step_costs(BACKBONE)
-show(plots.efficiency_bars(frame, costs), "efficiency")
+show(plots.efficiency_bars(frame), "efficiency")
 
 # %%
 psnrs = frame.set_index("row")["psnr"].dropna()

@@ -912,7 +912,7 @@ else:
 
 # %%
 if (frame["trainable"] > 0).any():
-    display(show(plots.efficiency_bars(frame, measured), "efficiency"))
+    display(show(plots.efficiency_bars(frame), "efficiency"))
 else:
     print("not run: no trained row")
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from ir_peft import reproduce, results
@@ -143,12 +144,18 @@ def test_other_profiles_must_be_chosen(tmp_path):
 
 
 def test_display_says_not_run_and_leaves_untrained_costs_empty(records):
-    shown = results.display(results.table(records, task="lr4_noise30")).set_index("method")
+    rows = ["full", "adaptir"]
+    costs = pd.DataFrame({"step_seconds": [0.2, 0.15], "saved_bytes": [2.0**21, 2.0**20]}, rows)
+    frame = results.table(records, task="lr4_noise30", step_costs=costs)
+    shown = results.display(frame).set_index("method")
     assert shown.loc["BitFit"].tolist()[:4] == ["", "", "not run", ""]
-    assert shown.loc["Bicubic", "train [s]"] == "–"
+    assert shown.loc["Bicubic", "step [ms]"] == "–"
     assert shown.loc["AdaptIR", "trainable"] == "34,866"
     assert shown.loc["AdaptIR", "% of backbone"] == "6.09"
-    assert shown.loc["AdaptIR", "peak memory [MiB]"] == "1024"
+    assert shown.loc["AdaptIR", "step [ms]"] == "150"
+    assert shown.loc["AdaptIR", "saved for backward [MiB]"] == "1.0"
+    bare = results.display(frame.assign(step_seconds=float("nan")))
+    assert "step [ms]" not in bare and "saved for backward [MiB]" in bare
     assert shown.loc["AdaptIR", "adapter file [kB]"] == "182.0"
     assert shown.loc["AdaptIR", "paper #param"] == "693K"
     assert shown.loc["Full fine-tuning", "paper #param"] == "119M"
@@ -290,7 +297,6 @@ def test_head_names_every_condition(records):
         "photos11 (a, b), centre crops 256 px",
         "Y channel, border of 4 px removed, outputs rounded to 8 bits, SSIM window gaussian11",
         "400 steps, batch 4, input patches 32 px, learning rate 0.001 (full 0.0002), seeds 0",
-        "peak resident set size",
         "two cores",
         "Commit abcdef0, 2026-11-21, profile `full`",
         "**Mini scale**",

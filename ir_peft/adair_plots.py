@@ -89,7 +89,7 @@ def task_dots(by_task: pd.DataFrame, labels: Mapping[str, str], *, base: str = "
             ax.set_yticks(range(len(part)), part.index)
             ax.set_ylim(len(part) - 0.4, -0.6)
             ax.set_title(title, fontsize=10)
-        axes[-1, 0].set_xlabel("PSNR above the frozen base [dB]")
+        axes[-1, 0].set_xlabel("PSNR above the frozen base [dB], logarithmic beyond 1 dB")
         _legend(fig, axes[:, 0])
     return fig
 

@@ -91,6 +91,8 @@ def test_records_of_two_protocols_or_twice_the_same_run_are_refused(records):
 def test_nothing_run_gives_full_tables_of_empty_cells():
     grid = adair_tables.grid(EMPTY, PLAN)
     assert grid.drop(columns="label").isna().all(axis=None) and "adair" in grid.index
+    assert adair_tables.printed_grid(EMPTY, PLAN).drop(columns="label").eq("not run").all(axis=None)
+    assert math.isnan(adair_tables.seeds_spread(EMPTY, PLAN))
     assert adair_tables.transfer(EMPTY, PLAN)["gain"].shape == (8, 4)
     assert adair_tables.ablation(EMPTY, PLAN)["jpeg"].isna().all()
     assert adair_tables.unseen_levels(EMPTY, PLAN)["lost"].isna().all()

@@ -210,7 +210,7 @@ def unseen_tasks(frame: pd.DataFrame) -> list[str]:
 
 
 def cost(frame: pd.DataFrame) -> list[str]:
-    """Parameters, bytes, seconds and memory of the adapter beside full fine-tuning and scratch."""
+    """Parameters, bytes, time and memory of the adapter beside full fine-tuning and scratch."""
     run = frame[frame["tasks"] > 0]
     if "adair" not in run.index or not {"full", "scratch"} & set(run.index):
         return ["Not checked: costs; not run: the adapter, or a model trained whole."]
@@ -218,9 +218,9 @@ def cost(frame: pd.DataFrame) -> list[str]:
     whole = run.loc["full" if "full" in run.index else "scratch"]
     lines = [
         f"Beside {whole['label'].lower()} the adapter trains {_share(own, whole, 'trainable')} of "
-        f"the parameters, stores {_share(own, whole, 'bytes')} of the bytes of a task, takes "
-        f"{_share(own, whole, 'seconds')} of the time and {_share(own, whole, 'peak_memory')} of "
-        "the memory."
+        f"the parameters and stores {_share(own, whole, 'bytes')} of the bytes of a task; a step "
+        f"takes {_share(own, whole, 'step_seconds')} of the time and keeps "
+        f"{_share(own, whole, 'saved_bytes')} of the bytes for the backward pass."
     ]
     if own["tasks"] == whole["tasks"]:
         lines.append(
@@ -231,7 +231,8 @@ def cost(frame: pd.DataFrame) -> list[str]:
         text = f"What training from scratch ends with the adapter reaches on {own['reached']:.0f} "
         text += f"of {own['validated']:.0f} tasks"
         if own["reached"] and "scratch" in run.index:
-            text += f", after {own['reach']:.0f} s against {run.loc['scratch', 'reach']:.0f} s"
+            text += f", after {own['reach_steps']:.0f} steps against "
+            text += f"{run.loc['scratch', 'reach_steps']:.0f}"
         lines.append(f"{text} (to the nearest validation).")
     else:
         lines.append("Not checked: time to a PSNR; nothing was validated during training.")

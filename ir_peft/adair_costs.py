@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from .adair_tables import display, scores
+from .records import load_step_costs
 from .time_to_psnr import seconds_to_reach
 
 if TYPE_CHECKING:
@@ -17,9 +18,10 @@ if TYPE_CHECKING:
 UNITS = {
     "trainable": (1e3, "trainable [K]"),
     "bytes": (1e3, "file [kB]"),
-    "seconds": (60, "training [min]"),
-    "reach": (60, "until scratch's PSNR [min]"),
-    "peak_memory": (2**20, "peak memory [MiB]"),
+    "step_seconds": (1e-3, "training step [ms]"),
+    "reach_steps": (1, "steps until scratch's PSNR"),
+    "reach_seconds": (60, "until scratch's PSNR [min]"),
+    "saved_bytes": (2**20, "saved for backward [MiB]"),
     "all_bytes": (1e6, "all tasks, with the base [MB]"),
     "all_seconds": (60, "training of all tasks [min]"),
 }
@@ -27,22 +29,32 @@ UNITS = {
 
 
 def cost(
-    records: pd.DataFrame, curves: pd.DataFrame, planned: pd.DataFrame, table: str = "multitask"
+    records: pd.DataFrame,
+    curves: pd.DataFrame,
+    planned: pd.DataFrame,
+    step_costs: pd.DataFrame | None = None,
+    table: str = "multitask",
 ) -> pd.DataFrame:
     """What each trained row of the multi-task table costs, for one task and for all.
+
+    Times are steps times the seconds of a step as a benchmark measured them, all rows taking turns:
+    the trainings shared their machine with other work.
 
     Args:
         records: From :func:`ir_peft.results.load_records`.
         curves: From :func:`ir_peft.results.load_curves`, of the same folder.
-        planned: From :func:`plan`.
+        planned: From :func:`ir_peft.adair_tables.plan`.
+        step_costs: From :func:`ir_peft.records.load_step_costs` (the default); what it lacks is
+            NaN.
         table: The table.
 
     Returns:
         Index: the rows. Columns: ``label tasks`` (number of tasks run), per training
-        ``trainable bytes seconds steps_per_second peak_memory``, ``reach`` (seconds to the
-        validation PSNR that ``scratch`` ends with, mean over the tasks that reach it), ``reached``
-        (their number, NaN where nothing was validated) of ``validated``, and for all tasks run
-        ``all_seconds`` and ``all_bytes``, with the base in 32 bits where the row needs it.
+        ``trainable bytes``, per step ``step_seconds saved_bytes``, ``reach_steps`` and
+        ``reach_seconds`` (until the validation PSNR that ``scratch`` ends with, mean over the tasks
+        that reach it), ``reached`` (their number, NaN where nothing was validated) of
+        ``validated``, and for all tasks run ``all_seconds`` and ``all_bytes``, with the base in 32
+        bits where the row needs it.
     """
     import pandas as pd
 
@@ -51,13 +63,20 @@ def cost(
     ids = records[records["table"] == table]["id"] if len(records) else []
     single = set(lines[lines["trained"].map(len) == 1]["row"])
     own = curves[curves["id"].isin(ids) & curves["row"].isin(single)] if len(curves) else curves
-    times = seconds_to_reach(own).groupby("row")["seconds"]
+    # Steps in the place of seconds: a step's time is the benchmark's.
+    steps = seconds_to_reach(own.assign(seconds=own["step"]) if len(own) else own)
+    steps = steps.groupby("row")["seconds"]
+    if step_costs is None and len(records):
+        step_costs = load_step_costs(records["backbone"].iloc[0])
+    if step_costs is None:
+        step_costs = pd.DataFrame(columns=["step_seconds", "saved_bytes"], dtype=float)
     out = []
     for row, part in lines.groupby("row", sort=False):
         run = part.dropna(subset=["psnr"])
         once = row not in single  # One training and one file serve all tasks.
         base = 0 if part["method"].iloc[0] == "full" else 4 * run["backbone_parameters"].max()
-        total = run[["seconds", "adapter_bytes"]].agg("max" if once else "sum")
+        files = run["adapter_bytes"].agg("max" if once else "sum")
+        length = run["steps"].agg("max" if once else "sum")
         out.append(
             {
                 "row": row,
@@ -65,20 +84,21 @@ def cost(
                 "tasks": len(run),
                 "trainable": run["trainable"].max(),
                 "bytes": run["adapter_bytes"].mean(),
-                **run[["seconds", "steps_per_second", "peak_memory"]].mean(),
-                "all_seconds": total["seconds"] if len(run) else float("nan"),
-                "all_bytes": total["adapter_bytes"] + base if len(run) else float("nan"),
+                "steps": length,
+                "all_bytes": files + base if len(run) else float("nan"),
             }
         )
     frame = pd.DataFrame(out).set_index("row")
-    reached = {"reach": times.mean(), "reached": times.count(), "validated": times.size()}
-    for place, (name, values) in enumerate(reached.items(), start=5):
-        frame.insert(place, name, values.reindex(frame.index).astype(float))
-    return frame
+    found = {"reach_steps": steps.mean(), "reached": steps.count(), "validated": steps.size()}
+    for name, values in {**found, **step_costs[["step_seconds", "saved_bytes"]]}.items():
+        frame[name] = values.reindex(frame.index).astype(float).where(frame["tasks"] > 0)
+    frame["reach_seconds"] = frame["reach_steps"] * frame["step_seconds"]
+    frame["all_seconds"] = frame["steps"] * frame["step_seconds"]
+    return frame.drop(columns="steps")
 
 
 def in_units(costs: pd.DataFrame) -> pd.DataFrame:
-    """What :func:`cost` returns as text for readers, in thousands, kilobytes and minutes."""
+    """What :func:`cost` returns as text for readers, in the units of :data:`UNITS`."""
     out = costs[["label", "tasks"]].rename(columns={"label": "method"})
     for column, (unit, title) in UNITS.items():
         out[title] = costs[column] / unit

@@ -205,7 +205,7 @@ def cost_bars(frame: pd.DataFrame) -> Figure:
     """Draw what each trained row costs: parameters, file, time to a PSNR, memory, a line a row.
 
     Args:
-        frame: From :func:`ir_peft.adair_tables.cost`.
+        frame: From :func:`ir_peft.adair_costs.cost`.
 
     Raises:
         NothingToDrawError: No row was run.
@@ -217,9 +217,9 @@ def cost_bars(frame: pd.DataFrame) -> Figure:
         ("trainable", 1e3, "trainable [K]"),
         ("bytes", 1e3, "file [kB]"),
         ("all_bytes", 1e6, "all tasks, with the base [MB]"),
-        ("seconds", 60, "training [min]"),
-        ("reach", 60, "until scratch's PSNR [min]"),
-        ("peak_memory", 2**20, "peak memory [MiB]"),
+        ("step_seconds", 1e-3, "training step [ms]"),
+        ("reach_seconds", 60, "until scratch's PSNR [min]"),
+        ("saved_bytes", 2**20, "saved for backward [MiB]"),
     ]
     with style():
         fig, axes = new_figure(0.72 * len(run) + 2.4, 11, nrows=2, ncols=3, sharey=True)
@@ -231,7 +231,7 @@ def cost_bars(frame: pd.DataFrame) -> Figure:
             for k, value in enumerate(values):
                 if value == value:
                     text = f"{value:,.{digits}f}"
-                    if column == "reach":
+                    if column == "reach_seconds":
                         text += f" ({run['reached'].iloc[k]:.0f}/{run['validated'].iloc[k]:.0f})"
                     ax.annotate(
                         text, (value, k), (4, 0), textcoords="offset points", va="center",

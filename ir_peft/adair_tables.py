@@ -68,8 +68,7 @@ VARIANTS: dict[str, dict[str, str]] = {
 """What the ablation varies: group -> row -> the variant's name; the default is in every group."""
 
 _PROTOCOL = ("profile", "steps", "batch_size", "lq_size", "test_set", "crop", "channel")
-_COSTS = ["trainable", "backbone_parameters", "adapter_bytes", "seconds", "steps_per_second"]
-_COSTS += ["peak_memory"]
+_COSTS = ["trainable", "backbone_parameters", "adapter_bytes", "steps"]
 _SEEDS = ["psnr_sd", "psnr_spread", "seeds"]
 
 

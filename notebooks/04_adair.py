@@ -603,10 +603,12 @@ report("new damage", shown, adair_claims.unseen_tasks(by_task))
 # %% [markdown]
 # ## 10. What it costs
 #
-# *Until scratch's PSNR* is the training time after which a validation first reaches what training
-# from scratch ends with; validations are its resolution, and in brackets stands on how many tasks
-# it was reached. An adapter saves storage. It saves part of the time, since gradients of frozen
-# weights are not computed, and little memory, since activations are kept all the same.
+# Seconds and bytes of a step were measured side by side
+# ([benchmarks/methods.py](../benchmarks/methods.py)). *Until scratch's PSNR* is the training after
+# which a validation first reaches what training from scratch ends with; validations are its
+# resolution, and in brackets stands on how many tasks it was reached. An adapter saves storage
+# first. Gradients of frozen weights are not computed, and the inputs that only they need are not
+# kept; the signal still has to go back through the whole network.
 
 # %%
 costs = adair_costs.cost(records, curves, PLAN)

@@ -12,6 +12,10 @@ PLAN = adair_tables.plan(load_specs(ROOT / "experiments" / "adair.toml"))
 TASKS = list(dict.fromkeys(PLAN["task"]))
 IMAGES = ("a", "b")
 BASE, ADAPTER = 1_144_443, 60_480
+STEP_COSTS = pd.DataFrame(
+    {"step_seconds": [0.3, 0.3, 0.2, 0.2, 0.3, 0.2], "saved_bytes": 2.0**20},
+    ["scratch", "full", "lora", "adair", "all_full", "all_adair"],
+)
 LEVEL = {
     "bicubic": 20.0, "frozen": 26.0, "scratch": 25.0, "full": 28.0, "lora": 27.0, "adair": 27.5,
     "all_full": 26.5, "all_adair": 26.2,

@@ -6,7 +6,7 @@ import pytest
 
 from ir_peft import adair_costs, adair_plots, adair_tables, matrix_plots, plots
 
-from .adair_records import ADAPTER, BASE, PLAN, make_curves, make_records
+from .adair_records import ADAPTER, BASE, PLAN, STEP_COSTS, make_curves, make_records
 
 EMPTY = pd.DataFrame()
 LABELS = dict(PLAN[PLAN["table"] == "multitask"][["row", "label"]].drop_duplicates().values)
@@ -116,12 +116,12 @@ def test_variant_dots_draw_a_panel_a_task_that_was_run(records):
 
 
 def test_cost_bars_say_what_was_not_measured(records):
-    cost = adair_costs.cost(records, make_curves(records), PLAN)
+    cost = adair_costs.cost(records, make_curves(records), PLAN, STEP_COSTS)
     fig = adair_plots.cost_bars(cost)
     widths = [bar.get_width() for bar in fig.axes[1].patches]
     assert widths[::-1][0] == pytest.approx(4 * BASE / 1e3)
     assert widths[::-1][3] == pytest.approx(4 * ADAPTER / 1e3)
-    assert "5.0 (11/11)" in texts(fig) and "not measured" not in texts(fig)
+    assert "1.5 (11/11)" in texts(fig) and "not measured" not in texts(fig)
     unmeasured = adair_costs.cost(records, EMPTY, PLAN)
     assert "not measured" in texts(adair_plots.cost_bars(unmeasured))
     with pytest.raises(ValueError, match="no trained row"):

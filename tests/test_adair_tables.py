@@ -7,7 +7,16 @@ import pytest
 
 from ir_peft import adair_claims, adair_costs, adair_tables, time_to_psnr
 
-from .adair_records import ADAPTER, BASE, PLAN, TASKS, make_curves, make_records, psnr_of
+from .adair_records import (
+    ADAPTER,
+    BASE,
+    PLAN,
+    STEP_COSTS,
+    TASKS,
+    make_curves,
+    make_records,
+    psnr_of,
+)
 
 
 @pytest.fixture(scope="module")
@@ -192,22 +201,22 @@ def test_time_to_a_psnr_is_that_of_the_first_validation_there():
 
 
 def test_cost_counts_one_file_of_all_tasks_once(records):
-    frame = adair_costs.cost(records, make_curves(records), PLAN)
+    frame = adair_costs.cost(records, make_curves(records), PLAN, STEP_COSTS)
     assert list(frame.index) == ["scratch", "full", "lora", "adair", "all_full", "all_adair"]
     assert frame.loc["full", "all_bytes"] == 11 * 4 * BASE
     assert frame.loc["adair", "all_bytes"] == 4 * BASE + 11 * 4 * ADAPTER
     assert frame.loc["all_full", "all_bytes"] == 4 * BASE
     assert frame.loc["all_adair", "all_bytes"] == 4 * BASE + 4 * ADAPTER
-    assert frame.loc["adair", "all_seconds"] == 11 * frame.loc["adair", "seconds"]
-    assert frame.loc["all_adair", "all_seconds"] == 200
+    assert frame.loc["adair", "all_seconds"] == 11 * 300 * 0.2
+    assert frame.loc["all_adair", "all_seconds"] == 300 * 0.2
     # Ends 2.5 dB above scratch, 1 dB a validation: the first one is there.
-    assert frame.loc["adair", "reach"] == pytest.approx(200 / 3)
-    assert frame.loc["scratch", "reach"] == pytest.approx(300)
+    assert frame.loc["adair", ["reach_steps", "reach_seconds"]].tolist() == [100, 20]
+    assert frame.loc["scratch", ["reach_steps", "reach_seconds"]].tolist() == [300, 90]
     assert frame.loc["adair", ["reached", "validated"]].tolist() == [11, 11]
     assert math.isnan(frame.loc["all_adair", "reached"])
     text = "\n".join(adair_claims.cost(frame))
     assert "trains 5.3 % of the parameters" in text and "66.7 % of the time" in text
-    assert "on 11 of 11 tasks, after 67 s against 300 s" in text
+    assert "on 11 of 11 tasks, after 100 steps against 300" in text
     unmeasured = adair_costs.cost(records, EMPTY, PLAN)
     assert "nothing was validated" in adair_claims.cost(unmeasured)[-1]
 

@@ -85,7 +85,7 @@ ARROWS = {
     "architecture_plots": {"figure_style"},
     "matrix_plots": {"figure_style"},
     "adair_tables": {"records", "rendering"},
-    "adair_costs": {"adair_tables", "time_to_psnr"},
+    "adair_costs": {"adair_tables", "records", "time_to_psnr"},
     "time_to_psnr": set(),
     "adair_claims": {"adair_tables", "verdicts"},
     "adair_pages": {

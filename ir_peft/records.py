@@ -168,8 +168,8 @@ def load_step_costs(backbone: str, folder: str | Path | None = None) -> pd.DataF
     """Read what `benchmarks/methods.py` measured: time and memory of a step of every method.
 
     Returns:
-        A line a row, ``step_seconds``, ``saved_bytes`` and ``optimizer_bytes``; None where this
-        backbone was not measured.
+        A line a row, ``step_seconds``, ``of_full`` (median of the ratios of neighbouring steps),
+        ``saved_bytes`` and ``optimizer_bytes``; None where this backbone was not measured.
     """
     import pandas as pd
 
@@ -177,7 +177,8 @@ def load_step_costs(backbone: str, folder: str | Path | None = None) -> pd.DataF
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["backbone"] == backbone:
             costs = pd.DataFrame(record["rows"]).set_index("row")
-            costs = costs[["seconds", "saved_bytes", "optimizer_bytes"]]
+            costs["of_full"] = costs["of_full"].str["median"]
+            costs = costs[["seconds", "of_full", "saved_bytes", "optimizer_bytes"]]
             return costs.rename(columns={"seconds": "step_seconds"})
     return None
 

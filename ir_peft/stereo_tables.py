@@ -152,17 +152,19 @@ def cost(
 
     Returns:
         Index: the trained rows that were run. Columns: ``label trainable step_seconds time``
-        (a step over that of ``full``), ``bytes memory`` (gradients, moments and what is saved for
-        backward, and over those of ``full``), ``steps`` until the target, ``first`` (reached at the
-        first validation) and ``training`` (steps times step time, over that of ``full``). And the
+        (a step over the neighbouring one of ``full``), ``bytes memory`` (gradients, moments and
+        what is saved for backward, and over those of ``full``), ``steps`` until the target,
+        ``first`` (reached at the first validation) and ``training`` (steps times step time, over
+        that of ``full``). And the
         target [dB]: the highest validation PSNR that all seeds of ``asteisr`` and ``full`` reach,
         NaN where one of them has none.
     """
     run = frame[frame["psnr"].notna() & (frame["trainable"] > 0)].set_index("row")
     out = run[["label", "trainable"]].copy()
-    out[["step_seconds", "bytes", "steps"]], out["first"] = float("nan"), False
+    out[["step_seconds", "time", "bytes", "steps"]], out["first"] = float("nan"), False
     if costs is not None:
         out["step_seconds"] = costs["step_seconds"].reindex(out.index)
+        out["time"] = costs["of_full"].reindex(out.index)
         state = 1.5 * costs["optimizer_bytes"]  # Two moments, and as much as one for gradients.
         out["bytes"] = (costs["saved_bytes"] + state).reindex(out.index)
     target = float("nan")
@@ -175,7 +177,6 @@ def cost(
             reached = reached.set_index("row").reindex(out.index)
             out["steps"], out["first"] = reached["seconds"], reached["first"].eq(True)
     full = out.reindex(["full"]).iloc[0]  # NaN where it was not run.
-    out["time"] = out["step_seconds"] / full["step_seconds"]
     out["memory"] = out["bytes"] / full["bytes"]
     out["training"] = out["time"] * out["steps"] / full["steps"]
     return out, target

@@ -251,10 +251,11 @@ def test_a_diverged_run_is_refused(tmp_path):
 def test_step_costs_are_read_for_their_backbone_alone(tmp_path):
     sizes = {"saved_bytes": 4096, "optimizer_bytes": 80}
     for name, backbone, seconds in (("-hat", "hat_mini_x4", 0.5), ("", "ipt_mini", 0.25)):
-        rows = [{"row": "lora", "label": "LoRA", "seconds": seconds, **sizes, "of_full": {}}]
+        rows = [{"row": "lora", "label": "LoRA", "seconds": seconds, **sizes}]
+        rows[0]["of_full"] = {"q25": 0.6, "median": 0.7, "q75": 0.8}
         text = json.dumps({"backbone": backbone, "rows": rows})
         (tmp_path / f"methods{name}-cpu.json").write_text(text, encoding="utf-8")
     costs = records.load_step_costs("ipt_mini", tmp_path)
-    assert costs.loc["lora"].to_dict() == {"step_seconds": 0.25, **sizes}
+    assert costs.loc["lora"].to_dict() == {"step_seconds": 0.25, "of_full": 0.7, **sizes}
     assert records.load_step_costs("dat_light_x4", tmp_path) is None
     assert records.load_step_costs("ipt_mini", tmp_path / "nothing") is None

@@ -951,7 +951,7 @@ report("16 bits", halved, [f"{line}{worst:.4f} dB (one photograph a task)."], di
 # | places | unknown | both branches, every block, parallel | `position`, `mode`, `levels` |
 # | start | unknown | $W_\text{up} = 0$ | `init` |
 # | phase 1: damage | synthetic, else unknown | one of four an image | `pretrain.TRANSFER` |
-# | phase 1: effort | unknown | 10,000 steps; section 7: 1,500 (full: 300,000) | `pretrain.RECIPES` |
+# | phase 1: steps | unknown | 10,000; section 7: 1,500; full: 300,000 | `pretrain.RECIPES` |
 # | tasks | noise, rain, blur, SR (third-party) | these and four more | `tasks` of a row |
 # | phase 2: effort | "7 hours", GPU unknown | minutes, AdamW 1e-3 | the profile, `lr` |
 # | images, metric | unknown | the package's photographs, PSNR on RGB | the profile |

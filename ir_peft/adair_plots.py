@@ -252,7 +252,7 @@ def storage_bars(panels: Mapping[str, pd.DataFrame]) -> Figure:
     """Draw the megabytes of T tasks: a model for each, or one base and T adapters.
 
     Args:
-        panels: Title -> frame from :func:`ir_peft.adair_tables.storage`.
+        panels: Title -> frame from :func:`ir_peft.adair_costs.storage`.
     """
     inks = ["#444444", color("adair"), color("all_adair"), *_INKS]
     with style():

@@ -70,8 +70,8 @@ def seeds(spread: float) -> str:
     if spread != spread:
         return f"One seed a row: differences up to {verdicts.SEEDS} dB decide nothing."
     return (
-        f"± is the sample standard deviation over (n) seeds; the seeds of a row differ by up to "
-        f"{spread:.2f} dB, and rows without ± have one seed: differences up to "
+        "± is the sample standard deviation over (n) seeds; the seeds of a row on the base differ "
+        f"by up to {spread:.2f} dB, and rows without ± have one seed: differences up to "
         f"{verdicts.chance(spread):.2f} dB decide nothing."
     )
 

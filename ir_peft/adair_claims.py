@@ -20,8 +20,11 @@ PAIRS = {
     ("adair", "scratch"): "The adapter beats a model trained from scratch in as many steps",
     ("full", "adair"): "Full fine-tuning of the base leads the adapter",
     ("adair", "lora"): "The adapter leads LoRA of nearly its size",
-    ("adair", "all_full"): "The adapter beats one model for all tasks",
-    ("adair", "all_adair"): "The adapter beats one adapter for all tasks",
+    (
+        "adair",
+        "all_full",
+    ): "The adapter beats one model for all tasks, trained as long for all of them",
+    ("adair", "all_adair"): "The adapter beats one adapter for all tasks, trained as long",
 }
 """Expectations of the multi-task table: (better row, other row) -> the sentence's beginning."""
 

@@ -56,7 +56,10 @@ def test_pages_hold_the_numbers_of_the_records(written):
 def test_seeds_are_on_the_page(tmp_path):
     adair_pages.write_tables(study(lambda line: line.table == "multitask", seeds=3), tmp_path)
     text = (tmp_path / "adair-multitask.md").read_text(encoding="utf-8")
-    assert "| **27.60 ± 0.10 (3)** |" in text and "of a row on the base differ by up to 0.20 dB" in text
+    assert (
+        "| **27.60 ± 0.10 (3)** |" in text
+        and "of a row on the base differ by up to 0.20 dB" in text
+    )
 
 
 def test_only_what_was_run_has_a_page_and_a_figure(tmp_path, capsys):

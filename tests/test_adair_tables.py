@@ -254,5 +254,6 @@ def test_multitask_claims_count_the_tasks_where_both_rows_were_run():
     lines = adair_claims.multitask(adair_tables.grid(part, PLAN))
     assert lines[0].startswith("Holds here: The adapter improves the base: on 11 of 11 tasks")
     assert lines[4] == (
-        "Not checked: The adapter beats one model for all tasks; not run: all_full."
+        "Not checked: The adapter beats one model for all tasks, trained as long for all of them; "
+        "not run: all_full."
     )

@@ -697,9 +697,11 @@ if seen:
             f"in {mean.idxmin()} ({mean.min():.2f}); {sum(by_layer[row]) / len(blocks):.2f} in the "
             "mean over all blocks."
         )
+    alike = {row: sum(values) / len(blocks) for row, values in by_layer.items()}
+    above = [LABELS[row] for row in KINDS if alike[row] > alike["untrained"]]
     lines.append(
-        f"Two untrained networks: {sum(by_layer['untrained']) / len(blocks):.2f} in the mean; what "
-        "lies above it was learned in common or comes from common initial weights."
+        f"Two untrained networks: {alike['untrained']:.2f} in the mean. "
+        + (f"Above it: {', '.join(above)}." if above else "Training for tasks drives them apart.")
     )
     FINDINGS["similarity"] = lines
     display(Markdown("\n".join(f"- {line}" for line in lines)))

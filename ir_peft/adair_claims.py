@@ -32,13 +32,17 @@ PAIRS = {
 NAN = float("nan")
 
 
-def verdict(leads: float | pd.Series, spread: float, text: str) -> str:
+def verdict(leads: pd.Series, spread: float, text: str) -> str:
     """A sentence that begins with whether an expectation holds, from the leads [dB] it speaks of.
 
-    It holds if the least of them is beyond chance.
+    It holds where every lead is beyond chance, in part where some are.
     """
-    found = verdicts.verdict([leads] if isinstance(leads, float) else leads, spread)
-    return f"{verdicts.WORDS[found]}: {text}."
+    floor = verdicts.chance(spread)
+    ahead, behind = int((leads > floor).sum()), int((leads < -floor).sum())
+    words = verdicts.WORDS[None if ahead == behind == 0 else ahead == len(leads)]
+    if 0 < ahead < len(leads):
+        words = "Holds in part here"
+    return f"{words}: {text}; beyond chance {ahead} of {len(leads)}, behind {behind}."
 
 
 def _span(values: pd.Series) -> str:
@@ -64,7 +68,7 @@ def multitask(grid: pd.DataFrame, spread: float = NAN) -> list[str]:
             lines.append(f"Not checked: {text}; not run: {', '.join(missing) or 'a common task'}.")
             continue
         ahead = f"on {(lead > 0).sum()} of {len(lead)} tasks, {_span(lead)}"
-        lines.append(verdict(float(lead.mean()), spread, f"{text}: {ahead}"))
+        lines.append(verdict(lead, spread, f"{text}: {ahead}"))
     return lines
 
 
@@ -74,8 +78,8 @@ def seeds(spread: float) -> str:
         return f"One seed a row: differences up to {verdicts.SEEDS} dB decide nothing."
     return (
         "± is the sample standard deviation over (n) seeds; the seeds of a row on the base differ "
-        f"by up to {spread:.2f} dB, and rows without ± have one seed: differences up to "
-        f"{verdicts.chance(spread):.2f} dB decide nothing."
+        f"by up to {spread:.2f} dB, so differences up to {verdicts.chance(spread):.2f} dB decide "
+        "nothing. Cells without ± have one seed; where training gains decibels it may scatter more."
     )
 
 
@@ -115,7 +119,7 @@ def transfer(panels: dict[str, pd.DataFrame], spread: float = NAN) -> list[str]:
         ("none", "Any pretraining beats random weights"),
         ("identity", "Restoring anything beats copying clean images"),
     ):
-        others = adapted.drop(index=["none", "identity"], errors="ignore")
+        others = adapted.drop(index=["none", low], errors="ignore")
         lead = pd.Series(dtype=float)
         if low in adapted.index:
             lead = (others - adapted.loc[low]).stack().dropna()
@@ -131,7 +135,9 @@ def transfer(panels: dict[str, pd.DataFrame], spread: float = NAN) -> list[str]:
             )
     if {"mixed", "random_order"} <= set(adapted.index):
         lead = (adapted.loc["mixed"] - adapted.loc["random_order"]).dropna()
-        lines.append(f"One damage an image against all four in random order: {_span(lead)}.")
+        lines.append(
+            verdict(-lead, spread, f"All four in random order beat one an image: {_span(-lead)}")
+        )
     gain = panels["gain"].stack().dropna()
     if len(gain):
         (most, most_task), (least, least_task) = gain.idxmax(), gain.idxmin()
@@ -142,8 +148,8 @@ def transfer(panels: dict[str, pd.DataFrame], spread: float = NAN) -> list[str]:
     return lines
 
 
-def ablation(frame: pd.DataFrame) -> list[str]:
-    """The best variant of each group and how much the choice matters."""
+def ablation(frame: pd.DataFrame, spread: float = NAN) -> list[str]:
+    """The best variant of each group, which draw with it, and how far the others are behind."""
     tasks = list(frame.columns[4:])
     lines = []
     for group, part in frame.groupby("group", sort=False):
@@ -151,15 +157,22 @@ def ablation(frame: pd.DataFrame) -> list[str]:
         if len(run) < 2 or run.empty:
             lines.append(f"Not checked: {group}, fewer than two variants were run.")
             continue
-        texts = [
-            f"{run[task].idxmax()} leads by up to {run[task].max() - run[task].min():.2f} dB on "
-            f"{task}" for task in run
-        ]  # fmt: skip
+        floor = verdicts.chance(spread)
+        texts = []
+        for task, psnr in run.items():
+            below = psnr.max() - psnr
+            draw = [name for name, gap in below.items() if gap <= floor]
+            first = f"`{draw[0]}` leads" if len(draw) == 1 else f"`{'`, `'.join(draw)}` draw"
+            rest = below[below > floor].sort_values()
+            behind = [f"`{name}` {gap:.2f} dB behind" for name, gap in rest.items()]
+            texts.append(f"on {task} {'; '.join([first, *behind])}")
         sizes = part.set_index("variant")["trainable"][run.index]
-        lines.append(
-            f"{group.capitalize()} ({sizes.min():,.0f} to {sizes.max():,.0f} parameters): "
-            f"{'; '.join(texts)}."
+        between = (
+            f"{sizes.min():,.0f}"
+            if sizes.nunique() == 1
+            else (f"{sizes.min():,.0f} to {sizes.max():,.0f}")
         )
+        lines.append(f"{group.capitalize()} ({between} parameters): {'. '.join(texts)}.")
     return lines
 
 
@@ -177,7 +190,7 @@ def unseen_levels(frame: pd.DataFrame, spread: float = NAN) -> list[str]:
             means = f"{both['adair'].mean():.2f} against {both[like].mean():.2f} dB in the mean"
             lines.append(
                 verdict(
-                    float(both[like].mean() - both["adair"].mean()),
+                    both[like] - both["adair"],
                     spread,
                     f"At a strength it was not trained for, the adapter loses less than {text}: "
                     f"{means}, less on {less} of {len(both)} strengths",
@@ -234,9 +247,13 @@ def cost(frame: pd.DataFrame) -> list[str]:
         text = f"What training from scratch ends with the adapter reaches on {own['reached']:.0f} "
         text += f"of {own['validated']:.0f} tasks"
         if own["reached"] and "scratch" in run.index:
-            text += f", after {own['reach_steps']:.0f} steps against "
-            text += f"{run.loc['scratch', 'reach_steps']:.0f}"
-        lines.append(f"{text} (to the nearest validation).")
+            text += f"; on the {own['common']:.0f} tasks where every row does, after at most "
+            text += (
+                f"{own['reach_steps']:.0f} steps against {run.loc['scratch', 'reach_steps']:.0f}"
+            )
+        lines.append(
+            f"{text}. Validations are 100 steps apart, on other photographs than the test."
+        )
     else:
         lines.append("Not checked: time to a PSNR; nothing was validated during training.")
     return lines

@@ -19,8 +19,9 @@ UNITS = {
     "trainable": (1e3, "trainable [K]"),
     "bytes": (1e3, "file [kB]"),
     "step_seconds": (1e-3, "training step [ms]"),
-    "reach_steps": (1, "steps until scratch's PSNR"),
-    "reach_seconds": (60, "until scratch's PSNR [min]"),
+    "reached": (1, "tasks that reach scratch's PSNR"),
+    "reach_steps": (1, "steps until then, at most"),
+    "reach_seconds": (60, "minutes until then, at most"),
     "saved_bytes": (2**20, "saved for backward [MiB]"),
     "all_bytes": (1e6, "all tasks, with the base [MB]"),
     "all_seconds": (60, "training of all tasks [min]"),
@@ -51,10 +52,10 @@ def cost(
     Returns:
         Index: the rows. Columns: ``label tasks`` (number of tasks run), per training
         ``trainable bytes``, per step ``step_seconds saved_bytes``, ``reach_steps`` and
-        ``reach_seconds`` (until the validation PSNR that ``scratch`` ends with, mean over the tasks
-        that reach it), ``reached`` (their number, NaN where nothing was validated) of
-        ``validated``, and for all tasks run ``all_seconds`` and ``all_bytes``, with the base in 32
-        bits where the row needs it.
+        ``reach_seconds`` (until the first validation at the PSNR that ``scratch`` ends with, mean
+        over the ``common`` tasks in which every row gets there), ``reached`` (the row's own tasks
+        that do, NaN where nothing was validated) of ``validated``, and for all tasks run
+        ``all_seconds`` and ``all_bytes``, with the base in 32 bits where the row needs it.
     """
     import pandas as pd
 
@@ -65,6 +66,8 @@ def cost(
     own = curves[curves["id"].isin(ids) & curves["row"].isin(single)] if len(curves) else curves
     # Steps in the place of seconds: a step's time is the benchmark's.
     steps = seconds_to_reach(own.assign(seconds=own["step"]) if len(own) else own)
+    everywhere = steps.groupby("task")["seconds"].transform(lambda found: found.notna().all())
+    common = steps[everywhere.astype(bool)].groupby("row")["seconds"]
     steps = steps.groupby("row")["seconds"]
     if step_costs is None and len(records):
         step_costs = load_step_costs(records["backbone"].iloc[0])
@@ -89,7 +92,8 @@ def cost(
             }
         )
     frame = pd.DataFrame(out).set_index("row")
-    found = {"reach_steps": steps.mean(), "reached": steps.count(), "validated": steps.size()}
+    found = {"reach_steps": common.mean(), "common": common.count()}
+    found |= {"reached": steps.count(), "validated": steps.size()}
     for name, values in {**found, **step_costs[["step_seconds", "saved_bytes"]]}.items():
         frame[name] = values.reindex(frame.index).astype(float).where(frame["tasks"] > 0)
     frame["reach_seconds"] = frame["reach_steps"] * frame["step_seconds"]

@@ -29,6 +29,12 @@ PANELS = {"alone": "base alone", "adapted": "with an adapter", "gain": "what the
 ADAPTERS = ("lora", "adair", "all_adair")
 """Rows of the multi-task table that train an adapter."""
 
+SHORT_BASES = (
+    "These bases had 1,500 steps of pretraining each, the base of the other pages 10,000; "
+    "its strength is not to be compared with theirs."
+)
+"""A sentence under the transfer study, see `pretrain.RECIPES`."""
+
 _PAPER = "The paper's own tables are not known to us, so none of its numbers stands beside ours."
 
 
@@ -86,6 +92,7 @@ def _transfer(study: Study) -> list[Section]:
             frame = frame[("transfer-" + frame.index).isin(tested)]
         shown = adair_tables.display(frame.rename(index=adair_tables.BASES))
         sections.append((name.capitalize(), shown.reset_index(names="pretrained on"), []))
+    sections[-1][2].append(SHORT_BASES)
     sections[-1][2].extend(adair_claims.transfer(panels, study.spread))
     return sections
 
@@ -115,7 +122,7 @@ def _ablation(study: Study) -> list[Section]:
     shown = adair_tables.display(frame.drop(columns=["row", "trainable"]))
     counts = frame["trainable"].map(lambda count: f"{count:,.0f}" if count > 0 else "")
     shown.insert(2, "trainable", counts)
-    return [("", shown, adair_claims.ablation(frame))]
+    return [("", shown, adair_claims.ablation(frame, study.spread))]
 
 
 def _cost(study: Study) -> list[Section]:

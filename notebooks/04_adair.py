@@ -563,7 +563,7 @@ else:
 variants = adair_tables.ablation(records, PLAN)
 sizes = variants["trainable"].map(lambda count: f"{count:,.0f}" if count > 0 else "")
 shown = variants.drop(columns="row").assign(trainable=sizes)
-report("ablation", shown, adair_claims.ablation(variants))
+report("ablation", shown, adair_claims.ablation(variants, SPREAD))
 if anything(variants[variants.columns[4:]]):
     base = grid.loc["frozen", TASKS].to_dict()
     display(show(adair_plots.variant_dots(variants, base), "ablation"))
@@ -955,7 +955,7 @@ report("16 bits", halved, [f"{line}{worst:.4f} dB (one photograph a task)."], di
 # | phase 1: damage | synthetic, else unknown | one of four an image | `pretrain.TRANSFER` |
 # | phase 1: steps | unknown | 10,000; section 7: 1,500; full: 300,000 | `pretrain.RECIPES` |
 # | tasks | noise, rain, blur, SR (third-party) | these and four more | `tasks` of a row |
-# | phase 2: effort | "7 hours", GPU unknown | minutes, AdamW 1e-3 | the profile, `lr` |
+# | phase 2: effort | "7 hours", GPU unknown | minutes, AdamW 3e-3 | the profile, `lr` |
 # | images, metric | unknown | the package's photographs, PSNR on RGB | the profile |
 # | CKA, estimator, per sample, 16 bits | not known to be in it | ours | |
 #

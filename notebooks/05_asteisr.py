@@ -492,11 +492,11 @@ def report(records, table, task):
         return None
     frame = results.table(records, task=task, name=table)
     images = results.per_image(records, task=task, table=table)
-    costs = ["train [s]", "steps/s", "peak memory [MiB]", "adapter file [kB]"]
+    costs = ["step [ms]", "saved for backward [MiB]", "adapter file [kB]"]
     lines = claims.foot(frame, images, results.load_paper_numbers(), task, "asteisr")
     text = [
         results.head(part, frame),
-        results.to_markdown(results.display(frame).drop(columns=costs)),
+        results.to_markdown(results.display(frame).drop(columns=costs, errors="ignore")),
         "\n".join(f"- {line}" for line in lines),
     ]
     display(Markdown("\n\n".join(text)))

@@ -74,7 +74,8 @@ def test_the_command_restores_as_with_backbone_and_adapter(words, photo, monkeyp
     tag = "adair/multitask/jpeg-adair"
     assert f"restormer_mini, adapter {tag}" in capsys.readouterr().out
     found = read_image(photo.with_name("photo_restored.png"))
-    assert main(["restore", str(photo), "--adapter", tag, "--force"]) == 0
+    pair = ["--backbone", "restormer_mini", "--adapter", tag]
+    assert main(["restore", str(photo), *pair, "--force"]) == 0
     assert torch.equal(read_image(photo.with_name("photo_restored.png")), found)
 
 

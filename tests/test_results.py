@@ -7,7 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from ir_peft import reproduce, results
+from ir_peft import adair_pages, adair_tables, reproduce, results
+from ir_peft.specs import load_specs
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -284,8 +285,14 @@ def test_the_size_of_the_backbone_is_read_not_guessed(tmp_path):
 
 def test_committed_tables_are_those_of_the_committed_records(tmp_path):
     frame = results.load_records(ROOT / "results" / "records")
-    written = results.write_tables(frame, tmp_path, notes=reproduce.NOTES, profile="full")
-    assert written
+    frame = frame[frame["profile"] == "full"]
+    adair = frame["paper"] == "adair"
+    written = results.write_tables(frame[~adair], tmp_path, notes=reproduce.NOTES)
+    plan = adair_tables.plan(load_specs(ROOT / "experiments" / "adair.toml"))
+    curves = results.load_curves(ROOT / "results" / "records")
+    study = adair_pages.Study(frame[adair], curves, plan)
+    written += adair_pages.write_tables(study, tmp_path, notes=reproduce.NOTES)
+    assert {"adair-multitask.md", "adaptir-ipt-overview.md"} <= {path.name for path in written}
     for path in written:
         assert path.read_bytes() == (ROOT / "results" / "tables" / path.name).read_bytes()
 

@@ -184,15 +184,17 @@ def _curves_figure(task: str) -> Callable[[Study], Figure]:
     return draw
 
 
-TABLES: dict[str, tuple[str, Callable[[Study], list[Section]]]] = {
-    "multitask": ("multitask", _multitask),
-    "transfer": ("transfer-", _transfer),
-    "unseen": ("unseen", _unseen),
-    "ablation": ("ablation", _ablation),
-    "cost": ("multitask", _cost),
-    "storage": ("multitask", _storage),
+TABLES: dict[str, tuple[tuple[str, ...], Callable[[Study], list[Section]]]] = {
+    "multitask": (("multitask",), _multitask),
+    "transfer": (("transfer-",), _transfer),
+    "unseen": (("unseen", "multitask"), _unseen),
+    "ablation": (("ablation",), _ablation),
+    "cost": (("multitask",), _cost),
+    "storage": (("multitask",), _storage),
 }
-"""Page -> what the names of the experiment file's tables begin with that it needs, its sections."""
+"""Page -> what the names of the experiment file's tables begin with that it shows, its sections.
+
+Without records of the first there is no page."""
 
 FIGURES: dict[str, Callable[[Study], Figure]] = {
     "multitask": lambda s: adair_plots.task_dots(
@@ -227,9 +229,10 @@ def write_tables(study: Study, folder: str | Path, *, notes: str = "") -> list[P
     """
     pages = {}
     for name, (needed, sections) in TABLES.items():
-        used = study.records[study.records["table"].str.startswith(needed)]
-        if used.empty:
+        names = study.records["table"].str
+        if not names.startswith(needed[0]).any():
             continue
+        used = study.records[names.startswith(needed)]
         text = f"# adair-{name}\n\n{claims.head(used, used.iloc[:0])} {_PAPER} {notes}".strip()
         for heading, shown, sentences in sections(study):
             text += f"\n\n## {heading}" if heading else ""

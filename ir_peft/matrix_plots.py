@@ -36,10 +36,10 @@ def _cells(
     bright = palette(norm(shown)) @ (0.3, 0.59, 0.11, 0)
     for i, line in enumerate(texts):
         for j, text in enumerate(line):
-            ink = "#777777" if text == "not run" else "white" if bright[i, j] < 0.5 else "black"
+            ink = "#777777" if text == "–" else "white" if bright[i, j] < 0.5 else "black"
             ax.text(
                 j, i, text, ha="center", va="center", color=ink,
-                fontsize=7.5 if text == "not run" else 9,
+                fontsize=9,
             )  # fmt: skip
     ax.set_xticks(np.arange(shades.shape[1] + 1) - 0.5, minor=True)
     ax.set_yticks(np.arange(shades.shape[0] + 1) - 0.5, minor=True)
@@ -52,7 +52,7 @@ def _cells(
 def heat_maps(
     panels: Mapping[str, pd.DataFrame], *, signed: Collection[str] = (), ylabel: str = ""
 ) -> Figure:
-    """Draw matrices of PSNR side by side, the number in each cell; NaN is "not run".
+    """Draw matrices of PSNR side by side, the number in each cell; NaN is "–".
 
     A column is one task and tasks differ in difficulty, so the colour of a cell is its distance
     from the best cell of its column. Signed panels hold differences: their colour is the number.
@@ -86,7 +86,7 @@ def heat_maps(
                 low = min(np.nanmin(shades, initial=0), -0.1)
                 look, norm, form = "viridis", Normalize(low, 0), "{:.2f}"
                 bar = "below the best of the column [dB]"
-            texts = [["not run" if v != v else form.format(v) for v in line] for line in matrix]
+            texts = [["–" if v != v else form.format(v) for v in line] for line in matrix]
             _cells(ax, shades, texts, look, norm)
             ax.set_title(title)
             ax.set_xticks(range(len(frame.columns)), frame.columns, rotation=25, ha="right")

@@ -37,7 +37,7 @@ def test_heat_maps_write_each_number_and_colour_by_the_distance_from_the_best(re
     panels = adair_tables.transfer(records, PLAN)
     fig = matrix_plots.heat_maps(panels, signed=["gain"])
     drawn = texts(fig)
-    assert drawn.count("not run") == 12 + 8  # rain in three panels, random weights in two
+    assert drawn.count("–") == 12 + 8  # rain in three panels, random weights in two
     assert drawn.count("+3.01") == 6 * 4
     assert f"{panels['adapted'].loc['noise', 'denoise25']:.2f}" in drawn
     shades = fig.axes[1].images[0].get_array()

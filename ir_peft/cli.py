@@ -322,7 +322,12 @@ def _take_task(options: argparse.Namespace, image) -> None:
             "--task alone brings backbone and adapter: leave out --adapter, or name "
             "its --backbone too"
         )
-    task, (options.backbone, options.adapter) = restorers.find_restorer(options.task, image)
+    task = options.task
+    if task == restorers.AUTO:
+        shares = restorers.likely_tasks(image)
+        task, second = list(shares)[:2]
+        print(f"looks like {task} ({shares[task]:.0%}), next {second} ({shares[second]:.0%})")
+    options.backbone, options.adapter = restorers.find_restorer(task)
     print(f"task {task}: {options.backbone}, adapter {options.adapter or 'none'}")
     options.task = None
 

@@ -10,7 +10,7 @@ from .estimator import CLEAN, estimate, load_estimator
 from .names import did_you_mean
 
 AUTO = "auto"
-"""The task that looks at the image, see `estimator`."""
+"""The task that is estimated from the image, see `likely_tasks`."""
 
 
 class Restorer(NamedTuple):
@@ -56,27 +56,33 @@ A task of AdaIR takes its adapter where that beats the bare base on the test pho
 base (on noise of sigma 50)."""
 
 
-def find_restorer(task: str, image: Tensor) -> tuple[str, Restorer]:
-    """The name of the task and what restores it; "auto" estimates the task from the image.
+def likely_tasks(image: Tensor) -> dict[str, float]:
+    """Tasks by probability, the likeliest first, as the estimator judges the image.
 
     Args:
-        task: a key of `RESTORERS` or "auto".
-        image: (3, H, W) in [0, 1], the damaged image; only "auto" looks at it.
+        image: (3, H, W) in [0, 1], the damaged image.
 
     Raises:
-        ValueError: there is no such task; of "auto": the image is too small to be judged, or looks
-            undamaged.
-        FileNotFoundError: "auto" without an estimator.
+        ValueError: the image is too small to be judged, or looks undamaged.
+        FileNotFoundError: there is no estimator.
     """
-    if task == AUTO:
-        shares = estimate(load_estimator(), image)
-        task = max(shares, key=shares.__getitem__)
-        if task == CLEAN:
-            raise ValueError(
-                f"the image looks undamaged (probability {shares[CLEAN]:.0%}): nothing to restore. "
-                f"To restore it nevertheless name the task; there are {', '.join(RESTORERS)}"
-            )
+    shares = estimate(load_estimator(), image)
+    order = sorted(shares, key=shares.__getitem__, reverse=True)
+    if order[0] == CLEAN:
+        raise ValueError(
+            f"the image looks undamaged (probability {shares[CLEAN]:.0%}): nothing to restore. "
+            f"To restore it nevertheless name the task; there are {', '.join(RESTORERS)}"
+        )
+    return {task: shares[task] for task in order if task != CLEAN}
+
+
+def find_restorer(task: str) -> Restorer:
+    """What restores a task, a key of `RESTORERS`.
+
+    Raises:
+        ValueError: there is no such task.
+    """
     if task not in RESTORERS:
         hint = did_you_mean(task, RESTORERS) or "."
         raise ValueError(f"no task {task!r}{hint} There are {AUTO}, {', '.join(RESTORERS)}")
-    return task, RESTORERS[task]
+    return RESTORERS[task]

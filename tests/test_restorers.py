@@ -12,7 +12,7 @@ from ir_peft.backbones import WEIGHTS
 from ir_peft.cli import main
 from ir_peft.data.images import read_image, write_image
 from ir_peft.estimator import CLASSES, CLEAN
-from ir_peft.restorers import RESTORERS, find_restorer
+from ir_peft.restorers import RESTORERS, find_restorer, likely_tasks
 from ir_peft.specs import load_specs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,12 +59,14 @@ def test_a_task_takes_its_adapter_where_that_is_better():
 
 def test_auto_takes_the_likeliest(monkeypatch):
     guess(monkeypatch, "denoise50")
-    assert find_restorer("auto", IMAGE) == ("denoise50", ("restormer_mini", None))
+    shares = likely_tasks(IMAGE)
+    assert next(iter(shares)) == "denoise50" and set(shares) == set(CLASSES) - {CLEAN}
+    assert find_restorer("denoise50") == ("restormer_mini", None)
     guess(monkeypatch, CLEAN)
     with pytest.raises(ValueError, match=r"looks undamaged \(probability 90%\).*denoise15"):
-        find_restorer("auto", IMAGE)
+        likely_tasks(IMAGE)
     with pytest.raises(ValueError, match="no task 'dehaze'; did you mean 'haze'.* There are auto"):
-        find_restorer("dehaze", IMAGE)
+        find_restorer("dehaze")
 
 
 @pytest.mark.parametrize("words", [["jpeg"], ["auto"]])
@@ -72,7 +74,9 @@ def test_the_command_restores_as_with_backbone_and_adapter(words, photo, monkeyp
     guess(monkeypatch, "jpeg")
     assert main(["restore", str(photo), "--task", *words]) == 0
     tag = "adair/multitask/jpeg-adair"
-    assert f"restormer_mini, adapter {tag}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"restormer_mini, adapter {tag}" in printed
+    assert ("looks like jpeg (90%), next denoise15 (1%)" in printed) == (words == ["auto"])
     found = read_image(photo.with_name("photo_restored.png"))
     pair = ["--backbone", "restormer_mini", "--adapter", tag]
     assert main(["restore", str(photo), *pair, "--force"]) == 0

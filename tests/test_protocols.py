@@ -9,6 +9,7 @@ from PIL import Image
 
 from ir_peft import load_backbone, metrics, protocols
 from ir_peft.cli import main
+from ir_peft.data.folder_pairs import FolderPatches
 from ir_peft.data.folders import FOLDER_SETS, check, find_pairs
 from ir_peft.protocols import (
     ALL_IN_ONE,
@@ -128,6 +129,26 @@ def test_several_hazy_images_of_one_clean_one(tmp_path):
     image(tmp_path / "SOTS" / "outdoor" / "hazy" / "0003_0.8_0.2.jpg")
     with pytest.raises(ValueError, match=r"2 images without a partner: \['0002', '0003_0.8_0.2'\]"):
         find_pairs(tmp_path, "SOTS_outdoor")
+
+
+def test_training_sets_of_restormer_and_promptir(tmp_path):
+    """Blur and rain come in pairs, haze several times an image."""
+    for clean, damaged in (
+        ("GoPro/train/target", "GoPro/train/input"),
+        ("Rain13K/target", "Rain13K/input"),
+    ):
+        image(tmp_path / clean / "1.png")
+        image(tmp_path / damaged / "1.png")
+    image(tmp_path / "OTS" / "clear" / "0005.jpg")
+    for name in ("0005_0.8_0.04", "0005_1_0.2"):
+        image(tmp_path / "OTS" / "hazy" / f"{name}.jpg")
+    names = ("GoPro_train", "Rain13K", "OTS")
+    data = FolderPatches(tmp_path, names, None, lq_size=8, epoch=4, length=4, any_count=True)
+    found = sorted(f"{pair.gt.parent.parent.name}/{pair.name}" for pair in data.pairs)
+    assert found == ["OTS/0005_0.8_0.04", "OTS/0005_1_0.2", "Rain13K/1", "train/1"]
+    assert all(lq.shape == gt.shape == (3, 8, 8) for lq, gt in (data[i] for i in range(4)))
+    with pytest.raises(ValueError, match="2103"):
+        find_pairs(tmp_path, "GoPro_train")
 
 
 def test_promptirs_own_test_folder(tmp_path):

@@ -112,6 +112,15 @@ FOLDER_SETS: dict[str, FolderSet] = {
     "Test100": _pairs("Test100", None),
     "Test1200": _pairs("Test1200", 1200),
     "Test2800": _pairs("Test2800", 2800),
+    "Rain13K": FolderSet(
+        (
+            ("Rain13K/target/*", "Rain13K/input/*"),
+            ("train/Rain13K/target/*", "train/Rain13K/input/*"),
+        ),
+        None,
+    ),
+    "GoPro_train": FolderSet((("GoPro/train/target/*", "GoPro/train/input/*"),), 2103),
+    "OTS": FolderSet((("OTS/clear/*", "OTS/hazy/*"),), 2061, shared=True),
     "GoPro_test": FolderSet(
         (("GoPro/test/target/*", "GoPro/test/input/*"), ("GoPro/target/*", "GoPro/input/*")), 1111
     ),

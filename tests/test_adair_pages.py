@@ -5,7 +5,7 @@ import re
 import pandas as pd
 import pytest
 
-from ir_peft import adair_pages, plots
+from ir_peft import adair_pages, plots, pretrain
 from ir_peft.adapters import attach_adapter, count_parameters
 
 from .adair_records import ADAPTER, BASE, PLAN, make_curves, make_records, psnr_of
@@ -68,6 +68,14 @@ def test_only_what_was_run_has_a_page_and_a_figure(tmp_path, capsys):
     assert "| not run |" in (tmp_path / "adair-ablation.md").read_text()
     assert {name for name, _ in adair_pages.figures(few)} == {"ablation", "storage"}
     assert "no figure adair-transfer: no cell" in capsys.readouterr().out
+
+
+def test_the_bases_steps_are_those_of_their_recipes():
+    short = {pretrain.RECIPES[f"restormer_mini_{name}"].steps for name in pretrain.TRANSFER}
+    (steps,) = short
+    assert f"{steps:,} steps of pretraining each" in adair_pages.SHORT_BASES
+    base = pretrain.RECIPES["restormer_mini"].steps
+    assert f"other pages {base:,};" in adair_pages.SHORT_BASES
 
 
 def test_every_figure_is_drawn_and_written(tmp_path, monkeypatch):

@@ -89,7 +89,7 @@ def run(
     elif sources:
         raise ValueError(f"profile {profile.name} takes no published images: leave out sources")
     if spec.stereo:
-        profile = stereo_experiments.test_profile(profile)
+        profile = stereo_experiments.stereo_profile(profile)
     name = run_id(spec, profile)
     records, weights = folders(profile, git, root)
     path = records / f"{name}.json"

@@ -78,7 +78,7 @@ from ir_peft.backbones import hat
 from ir_peft.data import degradations, stereo, stereo_check, stereo_photos
 
 ROOT = next(path for path in [Path.cwd(), *Path.cwd().parents] if (path / "experiments").is_dir())
-PROFILE = stereo_experiments.test_profile(experiments.PROFILES[profile])
+PROFILE = stereo_experiments.stereo_profile(experiments.PROFILES[profile])
 SMOKE = PROFILE.name == "smoke"
 RECORDS, ADAPTERS = experiments.folders(PROFILE, experiments.git_state(ROOT), ROOT)
 FIGURES = RECORDS.parent / "figures"
@@ -897,7 +897,7 @@ print(f"activations kept for the backward pass, here: {kept:.0%} of full fine-tu
 # convergence has to be defined. Here: the first validation at the highest PSNR that
 # ASteISR and full fine-tuning *both* reach, in all seeds. Seconds and bytes of a step were measured
 # side by side ([benchmarks/methods.py](../benchmarks/methods.py)); steps times seconds is the time
-# to equal PSNR. Validations are 100 steps apart, which is as fine as the answer gets.
+# to equal PSNR. Validations are 20 steps apart, which is as fine as the answer gets.
 
 # %%
 curves = results.load_curves(RECORDS)

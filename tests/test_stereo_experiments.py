@@ -120,12 +120,14 @@ def test_validation_pairs_are_layers_of_validation_photographs():
 
 def test_the_profile_names_the_pairs_that_are_tested(monkeypatch):
     monkeypatch.setattr(stereo_photos, "available", lambda name: name == "motorcycle")
-    assert stereo.test_profile(PROFILES["smoke"]).test_set == "motorcycle"
-    assert stereo.test_profile(PROFILES["demo"]).test_set == "motorcycle"
+    assert stereo.stereo_profile(PROFILES["smoke"]).test_set == "motorcycle"
+    assert stereo.stereo_profile(PROFILES["demo"]).test_set == "motorcycle"
     # A trusted record needs all three: a missing one is an error, not another test set.
-    assert stereo.test_profile(PROFILES["full"]).test_set == "stereo3"
+    assert stereo.stereo_profile(PROFILES["full"]).test_set == "stereo3"
     monkeypatch.setattr(stereo_photos, "available", lambda name: True)
-    assert stereo.test_profile(PROFILES["demo"]).test_set == "stereo3"
+    assert stereo.stereo_profile(PROFILES["demo"]).test_set == "stereo3"
+    assert stereo.stereo_profile(PROFILES["full"]).validate_every == stereo.VALIDATE_EVERY
+    assert stereo.stereo_profile(PROFILES["smoke"]).validate_every == 0
 
 
 def test_test_pairs_are_the_middle_rows_of_whole_width():
@@ -168,7 +170,7 @@ def test_every_kind_of_row_runs_to_a_record(row, checkout, small):
 def test_a_frozen_row_scores_each_view_as_if_alone(checkout, small):
     spec = rows("sr2")["frozen"]
     record = run(spec, TINY, root=checkout, progress=False)
-    pairs = stereo.test_pairs(spec, stereo.test_profile(TINY))
+    pairs = stereo.test_pairs(spec, stereo.stereo_profile(TINY))
     [row] = evaluate_stereo(Stereo(backbones.load_backbone(spec.backbone)), pairs, progress=False)
     assert record["scores"][0]["psnr_left"] == row["psnr_left"]
     [(_, lq, gt)] = pairs

@@ -28,7 +28,7 @@ from .figure_style import (
     stamp,
     style,
 )
-from .variant_plots import ablation, overview, psnr_dots, scalability
+from .variant_plots import LEAST_SPAN, ablation, overview, psnr_dots, scalability
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -148,8 +148,8 @@ def tradeoff(table: pd.DataFrame) -> Figure:
         references = ["bicubic", "frozen", "scratch"]
         levels = reference_lines(ax, run, references, trained["psnr"], vertical=False)
         shown = [*trained["psnr"], *levels]
-        room = 0.1 * (max(shown) - min(shown)) + 0.01
-        ax.set_ylim(min(shown) - room, max(shown) + room)
+        middle, span = (max(shown) + min(shown)) / 2, max(max(shown) - min(shown), LEAST_SPAN)
+        ax.set_ylim(middle - 0.6 * span, middle + 0.6 * span)
         ax.set_xlim(trained["trainable"].min() / 3, trained["trainable"].max() * 3)
         ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v / 1e3:,g}K"))
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

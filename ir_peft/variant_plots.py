@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+LEAST_SPAN = 0.3
+"""What an axis shows at least [dB], so that chance, some hundredths, does not look like a lead."""
+
+
 def psnr_dots(ax: Axes, run: pd.DataFrame) -> None:
     """Draw the PSNR of each row as a dot, from below upwards, with seeds' standard deviation.
 
@@ -32,7 +36,8 @@ def psnr_dots(ax: Axes, run: pd.DataFrame) -> None:
     trained = run.loc[(run["trainable"] > 0) & (run["row"] != "scratch"), "psnr"]
     inside = np.array(near(run["psnr"], trained))
     low, high = run.loc[inside, "psnr"].min(), run.loc[inside, "psnr"].max()
-    left, right = low - 0.1 * max(high - low, 0.1), high + 0.45 * max(high - low, 0.1)
+    span = max(high - low, LEAST_SPAN)
+    left, right = high - 1.1 * span, high + 0.45 * span
     ax.set_xlim(left, right)
     ax.xaxis.set_major_locator(MaxNLocator(4))
     for y, (_, r) in enumerate(run.iterrows()):
@@ -43,9 +48,10 @@ def psnr_dots(ax: Axes, run: pd.DataFrame) -> None:
         at = min(max(value, left + 0.03 * (right - left)), right - 0.03 * (right - left))
         if inside[y]:
             ax.hlines(y, left, value, color=ink, linewidth=1.5)
+            ax.scatter(value, y, color=ink, s=40, zorder=3)
             if r["psnr_sd"] == r["psnr_sd"]:
                 ax.errorbar(value, y, xerr=r["psnr_sd"], fmt="none", ecolor="#444444", capsize=3)
-            ax.scatter(value, y, color=ink, s=40, zorder=3)
+                at += r["psnr_sd"]  # The number stands behind the bar.
         else:
             ax.scatter(at, y, color=ink, s=40, marker="<" if value < left else ">")
         ax.annotate(

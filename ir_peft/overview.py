@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 NO_ADAPTERS = ("bicubic", "frozen", "full")
 """Methods without an adapter."""
+WHOLE = ("full", "scratch")
+"""Rows in which the backbone is trained, with adapters or without."""
 VERDICTS = {True: "holds", False: "does not hold", None: "open"}
 
 
@@ -22,7 +24,8 @@ def best_adapters(frame: pd.DataFrame) -> list[str]:
 
     Several if they are printed alike; none if none was run.
     """
-    alone = ~frame["method"].isin(NO_ADAPTERS) & ~frame["row"].str.endswith(("_tail", "_ends"))
+    alone = ~frame["method"].isin(NO_ADAPTERS) & ~frame["row"].isin(WHOLE)
+    alone &= ~frame["row"].str.endswith(("_tail", "_ends"))
     printed = frame[alone].set_index("row")["psnr"].dropna().round(2)
     return printed[printed == printed.max()].index.tolist()
 

@@ -24,6 +24,8 @@ FRAMES = {
 def test_the_best_adapter_alone_is_neither_full_nor_with_the_tail():
     assert [best_adapters(made) for made in FRAMES.values()] == [["lora"], ["adaptir"]]
     assert best_adapters(frame(frozen=1.0, full=2.0)) == []
+    stereo = frame(full=2.0, scratch=1.5, asteisr=1.0)
+    assert best_adapters(stereo.assign(method="asteisr")) == ["asteisr"]
     assert best_adapters(frame(lora=1.001, adaptir=0.999, vpt=0.99)) == ["lora", "adaptir"]
 
 

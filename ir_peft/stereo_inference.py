@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from .data.images import as_tensor, read_image
@@ -96,15 +96,19 @@ def read_pair(*paths: str | Path) -> Tensor:
     views = [read_image(path) for path in paths]
     if len(paths) == 1:
         with Image.open(paths[0]) as file:
-            if getattr(file, "n_frames", 1) == 2:
-                file.seek(1)
-                views.append(as_tensor(np.asarray(file.convert("RGB"))))
+            frames = getattr(file, "n_frames", 1)
+            if frames > 2:
+                raise ValueError(f"{paths[0]}: {frames} frames, a pair has two")
+            if frames == 2:
+                file.seek(1)  # Upright like the first.
+                second = ImageOps.exif_transpose(file).convert("RGB")
+                views.append(as_tensor(np.asarray(second)))
         width = views[0].shape[2]
-        if len(views) == 1 and width % 2:
+        if frames == 1 and width % 2:
             raise ValueError(
                 f"{paths[0]}: {width} columns and one frame are no two views side by side"
             )
-        views = views if len(views) == 2 else list(views[0].split(width // 2, dim=2))
+        views = views if frames == 2 else list(views[0].split(width // 2, dim=2))
     left, right = views
     if left.shape != right.shape:
         raise ValueError(

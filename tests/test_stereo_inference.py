@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import nn
 
@@ -150,6 +150,25 @@ def test_pairs_from_two_files_one_file_and_a_3d_camera(tmp_path):
     left, right = read_pair(tmp_path / "p.mpo")
     assert left.mean((1, 2)).mul(255).round().tolist() == pytest.approx([255, 165, 0], abs=2)
     assert right.mean((1, 2)).mul(255).round().tolist() == pytest.approx([0, 0, 128], abs=2)
+
+
+def test_both_frames_of_a_3d_camera_are_turned_upright(tmp_path):
+    frames = [Image.new("RGB", (40, 24), colour) for colour in ("orange", "navy")]
+    for frame in frames:
+        frame.paste("white", (0, 0, 40, 8))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 3  # Held upside down: the top of the scene is the last row.
+    frames[0].save(tmp_path / "p.mpo", save_all=True, append_images=frames[1:], exif=exif)
+    for view in read_pair(tmp_path / "p.mpo"):
+        assert view[:, -8:].mean() > 0.95 > view[:, :16].mean()
+
+
+def test_files_with_more_than_two_frames_are_no_pair(tmp_path):
+    frames = [Image.new("RGB", (40, 24), colour) for colour in ("orange", "navy", "teal")]
+    for name in ("p.mpo", "p.gif"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+        with pytest.raises(ValueError, match=f"{name}: 3 frames, a pair has two"):
+            read_pair(tmp_path / name)
 
 
 def test_no_pairs_in_files(tmp_path):

@@ -108,12 +108,20 @@ def evaluate_stereo(
         TypeError: a pair is not a floating-point tensor.
         FloatingPointError: the model's output is not finite.
     """
-    pairs = list(pairs)
+    if not isinstance(pairs, Sequence):  # As above.
+        pairs = list(pairs)
     if not pairs:
         raise ValueError("there are no stereo pairs to evaluate")
     rows = []
     for name, lq, gt in tqdm(pairs, desc="evaluate", unit="pair", disable=not progress):
         try:
+            if lq.ndim != 4:
+                raise ValueError(f"expected a pair (2, 3, H, W), got {tuple(lq.shape)}")
+            if gt.shape[-1] < LEFT_COLUMNS + 7:
+                raise ValueError(
+                    f"{gt.shape[-1]} columns leave {max(0, gt.shape[-1] - LEFT_COLUMNS)} beside "
+                    f"the first {LEFT_COLUMNS}, which \"Left\" leaves out: SSIM needs 7"
+                )
             start = time.perf_counter()
             sr = restore_stereo(model, lq, strip_rows, overlap, self_ensemble)
             row = {"image": name, "seconds": time.perf_counter() - start}

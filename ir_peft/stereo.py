@@ -48,7 +48,7 @@ class Stereo(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 2, 3, h, w) in [0, 1] -> (B, 2, 3, s*h, s*w); ValueError on another shape."""
-        if x.dim() != 5 or x.shape[1] != 2:
+        if x.dim() != 5 or x.shape[1:3] != (2, 3):
             raise ValueError(f"expected pairs (B, 2, 3, h, w), got {tuple(x.shape)}")
         with paired_views():
             # Hooks have run for this call: not a second time.
@@ -88,7 +88,10 @@ def load_stereo(path: str | Path, *, mask_leak: bool = True) -> Stereo:
     model = hat.HAT(name=name, **settings)
     load_strictly(model, hat.checkpoint_filter(own), path)
     attach_adapter(model, "asteisr")
-    load_adapter_state_dict(model, dict(_ours(*item) for item in added.items()))
+    try:
+        load_adapter_state_dict(model, dict(_ours(*item) for item in added.items()))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     if mask_leak:
         for module in model.modules():
             if isinstance(module, hat.WindowAttention):

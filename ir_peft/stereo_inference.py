@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .data.images import as_tensor, read_image
 from .inference import AUTO_MULTIPLE, AUTO_TILE, restore
+from .stereo import Stereo
 
 
 class _Folded(nn.Module):
@@ -51,16 +52,22 @@ def restore_stereo(
         (2, 3, sH, sW) or (B, 2, 3, sH, sW) in [0, 1].
 
     Raises:
-        TypeError, ValueError, FloatingPointError: as `restore`, or views that are not two.
+        TypeError, ValueError, FloatingPointError: as `restore`; a backbone in place of a `Stereo`,
+            views that are not two.
     """
-    if not isinstance(pair, Tensor) or pair.ndim not in (4, 5) or pair.shape[-4] != 2:
-        what = tuple(pair.shape) if isinstance(pair, Tensor) else type(pair).__name__
+    if hasattr(model, "size_multiple") and not isinstance(model, Stereo):
+        raise TypeError(f"{type(model).__name__} restores single images: ir_peft.Stereo(model)")
+    shape = tuple(pair.shape) if isinstance(pair, Tensor) else ()
+    if len(shape) not in (4, 5) or shape[-4:-2] != (2, 3) or not pair.numel():
+        what = shape or type(pair).__name__
         raise ValueError(f"expected a pair (2, 3, H, W) or (B, 2, 3, H, W), got {what}")
+    if rows is not None and rows != "auto" and (type(rows) is not int or rows < 1):
+        raise ValueError(f"rows={rows!r} must be a number of rows, None or 'auto'")
     H, W = pair.shape[-2:]
     if rows == "auto":
         rows = max(1, AUTO_TILE**2 // W // AUTO_MULTIPLE) * AUTO_MULTIPLE
         overlap = min(overlap, rows - 1)
-    tile = None if rows is None or (type(rows) is int and rows >= H) else (rows, W)
+    tile = None if rows is None or rows >= H else (rows, W)
     folded, mean = _Folded(model), None
     ways = [(False, False), (True, False), (False, True), (True, True)]
     for count, way in enumerate(ways if self_ensemble else ways[:1], start=1):

@@ -31,7 +31,7 @@ ARROWS = {
     "devices": set(),
     "version": set(),
     "inference": set(),
-    "stereo_inference": {"data", "inference"},
+    "stereo_inference": {"data", "inference", "stereo"},
     "evaluate": {"metrics", "inference", "stereo_inference"},
     "similarity": {"adapters", "inference"},
     "estimator": {"data", "files"},

@@ -1,6 +1,7 @@
 """Stereo pairs in strips, in files, from the command line, and scored by the protocol."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -50,6 +51,25 @@ def test_strips_of_whole_rows_give_the_whole(batch):
     assert not any(training for _, training in model.calls) and model.training
 
 
+def test_strips_see_what_the_whole_sees_away_from_their_borders():
+    """Two 3 x 3 convolutions and a stereo adapter: rows further than 2 from a cut are exact."""
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)).double()
+    config = ir_peft.ASteISRStereoConfig(target_modules=("0",))
+    ir_peft.attach_adapter(body, config, seed=0).double()
+    with torch.no_grad():
+        for adapter in adapter_parts(body, "default").adapters.values():
+            adapter.beta.fill_(0.5), adapter.gamma.fill_(-0.5)
+    model, x = ir_peft.Stereo(body), pair().double()
+    whole = restore_stereo(model, x)
+    cut = restore_stereo(model, x, rows=8, overlap=0)
+    off = (cut - whole).abs().amax((0, 1, 3)) > 1e-12  # (24,), cuts at rows 8 and 16
+    assert off.nonzero().flatten().tolist() == [6, 7, 8, 9, 14, 15, 16, 17]
+    torch.testing.assert_close(restore_stereo(model, x, rows=16, overlap=8), whole)
+    with ir_peft.disable_adapters(body):
+        assert (restore_stereo(model, x) - whole).abs().max() > 0.01
+
+
 def test_automatic_strips_are_as_large_as_a_tile():
     model = RowMean()
     restore_stereo(model, pair(h=200, w=600), "auto")
@@ -79,9 +99,15 @@ def test_self_ensemble_exchanges_the_views_where_it_mirrors():
 
 
 def test_what_is_no_pair_is_refused():
-    for wrong in (torch.rand(3, 8, 8), torch.rand(3, 3, 8, 8), "image"):
+    shapes = (3, 8, 8), (3, 3, 8, 8), (2, 4, 8, 8), (2, 3, 8, 0), (2, 3, 0, 8), (0, 2, 3, 8, 8)
+    for wrong in (*map(torch.rand, shapes), "image"):
         with pytest.raises(ValueError, match="expected a pair"):
-            restore_stereo(RowMean(), wrong)
+            restore_stereo(RowMean(), wrong, "auto")
+    for rows in (0, -4, 2.5, "all", True):
+        with pytest.raises(ValueError, match=f"rows={rows!r} must be a number of rows"):
+            restore_stereo(RowMean(), pair(), rows)
+    with pytest.raises(TypeError, match=r"restores single images: ir_peft.Stereo\(model\)"):
+        restore_stereo(ir_peft.load_backbone("hat_mini_x2"), pair())
     with pytest.raises(ValueError, match="overlap=9"):
         restore_stereo(RowMean(), pair(), rows=8, overlap=9)
     with pytest.raises(ValueError, match="NaN"):
@@ -123,14 +149,38 @@ def test_scores_are_scikit_images():
     assert other["psnr_left64"] == row["psnr_left64"] and other["psnr_left"] < row["psnr_left"]
 
 
+def test_pairs_are_read_one_at_a_time():
+    class Files(Sequence):
+        """Pairs that are read when indexed, as `StereoFolderPairs`."""
+
+        read = 0
+
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            if index >= 3:
+                raise IndexError
+            self.read += 1
+            return str(index), pair(8, 80), pair(8, 80)
+
+    files, seen = Files(), []
+    evaluate_stereo(lambda x: seen.append(files.read) or x, files, progress=False)
+    assert seen == [1, 2, 3]
+
+
 def test_a_failing_pair_is_an_error_that_names_it():
     good = ("good", pair(8, 80), pair(8, 80))
     for bad, match in [
         (pair(8, 80) * math.nan, "pair 'bad': the image has NaN"),
         (pair(9, 80), "pair 'bad': restored to"),
+        (pair(8, 80)[None], r"pair 'bad': expected a pair \(2, 3, H, W\), got \(1, 2, 3"),
     ]:
         with pytest.raises(ValueError, match=match):
             evaluate_stereo(lambda x: x, [good, ("bad", bad, pair(8, 80))], progress=False)
+    narrow = pair(8, 70)
+    with pytest.raises(ValueError, match="pair 'n': 70 columns leave 6 beside the first 64"):
+        evaluate_stereo(lambda x: x, [("n", narrow, narrow)], progress=False)
     with pytest.raises(ValueError, match="no stereo pairs"):
         evaluate_stereo(lambda x: x, [])
 

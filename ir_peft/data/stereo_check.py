@@ -21,7 +21,7 @@ from ir_peft.data.stereo_folders import (
     views,
 )
 
-__all__ = ["check_stereo", "median_disparity", "row_offset"]
+__all__ = ["check_stereo", "doubts", "median_disparity", "row_offset"]
 
 
 def median_disparity(left: torch.Tensor, right: torch.Tensor) -> float:
@@ -33,13 +33,14 @@ def median_disparity(left: torch.Tensor, right: torch.Tensor) -> float:
     small = (F.avg_pool2d(view.mean(0)[None, None], k) for view in (left, right))
     left, right = (v - F.avg_pool2d(v, 9, 1, 4, count_include_pad=False) for v in small)
     reach = left.shape[3] // 3
+    tried = sorted(range(-reach, reach + 1), key=abs)  # Of equals the least, the first, counts.
     costs = []
-    for d in range(-reach, reach + 1):
+    for d in tried:
         cost = (left - F.pad(right, (d, -d))).abs()  # right[x - d] at x
         cost[..., : max(d, 0)] = 1  # Nothing arrives there.
         cost[..., left.shape[3] + min(d, 0) :] = 1
         costs.append(F.avg_pool2d(cost, 7, 1, 3, count_include_pad=False))
-    best = torch.cat(costs, dim=1)[0].argmin(0) - reach  # (h, w)
+    best = torch.tensor(tried)[torch.cat(costs, dim=1)[0].argmin(0)]  # (h, w)
     texture = F.avg_pool2d(left.abs(), 7, 1, 3)[0, 0]
     middle = slice(reach // 2, left.shape[3] - reach // 2)
     return k * best[:, middle][texture[:, middle] >= texture.median()].median().item()
@@ -58,15 +59,23 @@ def row_offset(left: torch.Tensor, right: torch.Tensor, reach: int = 8) -> int:
         upper, lower = a[max(0, dy) : n + min(0, dy)], b[max(0, -dy) : n + min(0, -dy)]
         return (upper * lower).mean().item()
 
-    return max(range(-reach, reach + 1), key=score)
+    return max(sorted(range(-reach, reach + 1), key=abs), key=score)  # The first of equals.
+
+
+def doubts(left: torch.Tensor, right: torch.Tensor) -> list[str]:
+    """What speaks against a pair with equal rows, left view first; (3, H, W) each."""
+    if offset := row_offset(left, right):
+        return [f"the views look off by {offset} rows"]
+    disparity = median_disparity(left, right)  # Matched along rows, so rows must agree.
+    return [f"the views look exchanged, disparity {disparity:.0f}"] if disparity < 0 else []
 
 
 def check_stereo(root: str | Path, *, progress: bool = True) -> tuple[CheckRow, ...]:
     """Check every stereo set below a folder; reads each image completely.
 
-    Beyond what `folders.check` does, of the test sets: views that look exchanged, views off by
-    rows, low resolution that is not the bicubic of the high one, and a PSNR of bicubic enlargement
-    other than the published one, as where Middlebury is not halved.
+    Beyond what `folders.check` does: of all but patches, views that look exchanged or off by rows;
+    of the test sets, low resolution that is not the bicubic of the high one, and a PSNR of bicubic
+    enlargement other than the published one, as where Middlebury is not halved.
     """
     return tuple(
         _check_row(Path(root), name, known, scale, progress)
@@ -96,6 +105,8 @@ def _check_row(root: Path, name: str, known: StereoSet, scale: int, progress: bo
         except ValueError as error:
             problems.append(str(error))
             continue
+        if known.bicubic or not low:
+            problems += [f"{files.hr[0]}: {doubt}" for doubt in doubts(*gt)]
         if known.bicubic:
             problems += _content(files, lq, gt, scale, errors)
     if known.bicubic and not problems:
@@ -110,12 +121,8 @@ def _check_row(root: Path, name: str, known: StereoSet, scale: int, progress: bo
 
 
 def _content(files: StereoFiles, lq, gt, scale: int, errors: list[float]) -> list[str]:
-    """What looks wrong inside a pair of a test set; appends bicubic's PSNR of each view."""
+    """Low resolution that is not the bicubic of the high one; appends the PSNR of each view."""
     problems = []
-    if offset := row_offset(*gt):
-        problems.append(f"{files.hr[0]}: the views look off by {offset} rows")
-    elif (disparity := median_disparity(*gt)) < 0:  # Matched along rows, so rows must agree.
-        problems.append(f"{files.hr[0]}: the views look exchanged, disparity {disparity:.0f}")
     difference = (Bicubic(scale)(gt) - lq).abs().mean().item() * 255
     if difference > 1:
         problems.append(

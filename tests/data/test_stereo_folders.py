@@ -13,7 +13,7 @@ from ir_peft.data.deadleaves import dead_leaves_stereo
 from ir_peft.data.degradations import Bicubic, Compose, GaussianNoise
 from ir_peft.data.images import as_tensor, read_image, write_image
 from ir_peft.data.stereo import AUGMENTATIONS, augment_pair
-from ir_peft.data.stereo_check import check_stereo, median_disparity, row_offset
+from ir_peft.data.stereo_check import check_stereo, doubts, median_disparity, row_offset
 from ir_peft.data.stereo_folders import (
     STEREO_SETS,
     StereoFolderPairs,
@@ -178,6 +178,20 @@ def test_exchanged_views_are_seen(root):
         write_pair(folder / kind / "0001", name, views)
     (problem,) = row(root, "Middlebury", 4).problems
     assert "0001/hr0.png: the views look exchanged, disparity -" in problem
+
+
+def test_raw_pairs_are_looked_at_as_well(root):
+    folder = root / "Flickr1024"
+    for side, view in zip("RL", scene(1), strict=True):
+        write_image(folder / f"0001_{side}.png", view)
+    (problem,) = row(root, "Flickr1024_raw", 1).problems
+    assert "0001_L.png: the views look exchanged, disparity -" in problem
+
+
+def test_nothing_is_said_of_views_that_show_nothing():
+    flat = torch.full((3, 40, 60), 0.5)
+    assert row_offset(flat, flat) == median_disparity(flat, flat) == 0
+    assert doubts(flat, flat) == []
 
 
 def test_rows_that_do_not_match_are_seen(root):

@@ -153,9 +153,9 @@ def cost(
     Returns:
         Index: the trained rows that were run. Columns: ``label trainable step_seconds time``
         (a step over the neighbouring one of ``full``), ``bytes memory`` (gradients, moments and
-        what is saved for backward, and over those of ``full``), ``steps`` until the target,
-        ``first`` (reached at the first validation) and ``training`` (steps times step time, over
-        that of ``full``). And the
+        what is saved for backward, and over those of ``full``), ``steps`` until the target (NaN
+        where a seed does not reach it), ``first`` (reached at the first validation) and
+        ``training`` (steps times step time, over that of ``full``). And the
         target [dB]: the highest validation PSNR that all seeds of ``asteisr`` and ``full`` reach,
         NaN where one of them has none.
     """
@@ -175,7 +175,8 @@ def cost(
             task = curves["task"].iloc[0]
             reached = seconds_to_reach(curves.assign(seconds=curves["step"]), {task: target})
             reached = reached.set_index("row").reindex(out.index)
-            out["steps"], out["first"] = reached["seconds"], reached["first"].eq(True)
+            every = best.reindex(out.index) >= target  # All seeds, not the mean of some.
+            out["steps"], out["first"] = reached["seconds"].where(every), reached["first"].eq(True)
     full = out.reindex(["full"]).iloc[0]  # NaN where it was not run.
     out["memory"] = out["bytes"] / full["bytes"]
     out["training"] = out["time"] * out["steps"] / full["steps"]
@@ -251,7 +252,8 @@ def cost_page(
         "moments; weights come on top for all. Equal "
         "PSNR is the highest validation PSNR that all seeds of ASteISR and of full fine-tuning of "
         "both views reach; the steps until then are means over seeds, and validations are their "
-        "resolution; ≤ marks the first one. The last column is those steps times the step's time. "
+        "resolution; ≤ marks the first one, – a row of which a seed does not reach it. The last "
+        "column is those steps times the step's time. "
         "Freezing spares the gradients of frozen weights, a third of a step's operations at most; "
         "time need not follow operations. HAT-L itself: "
         "[counts and, on a GPU, steps](../benchmarks/paper_scale.md).\n"

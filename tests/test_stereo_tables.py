@@ -139,6 +139,9 @@ def test_costs_are_those_of_a_step_and_until_equal_psnr(records):
     assert found.loc["asteisr", "memory"] == pytest.approx(95 / 250)
     assert found.loc["full", "steps"] == 200 and found.loc["asteisr", "steps"] == 300
     assert found.loc["asteisr", "training"] == pytest.approx(0.75 * 1.5)
+    one = curves["val_psnr"] + 2 * ((curves["row"] == "lora") & (curves["seed"] == 1))
+    some, _ = stereo_tables.cost(frames["sr4"], curves.assign(val_psnr=one), costs)
+    assert math.isnan(some.loc["lora", "steps"])  # One seed of three reaches it.
     assert math.isnan(found.loc["lora", "steps"]) and math.isnan(found.loc["adaptir", "time"])
     early = curves.assign(val_psnr=curves["val_psnr"].where(curves["step"] <= 100))
     found, target = stereo_tables.cost(frames["sr4"], early, None)

@@ -297,7 +297,7 @@ def test_initial_values():
     for key, value in state.items():
         assert bool(value.any()) != bool(re.search(zero, key)) or "norm" in key, key
     down = torch.cat([v.flatten() for key, v in state.items() if key.endswith("down.weight")])
-    assert down.abs().max() <= 0.04 + 1e-6 or down.std().item() == pytest.approx(0.02, rel=0.1)
+    assert down.std().item() == pytest.approx(0.02, rel=0.1)
     assert state["layers.1.stereo_site.asteisr.norm_l.weight"].eq(1).all()
 
 
@@ -349,7 +349,8 @@ def test_identity_at_initialisation_and_exchange_after_training(name, settings, 
     assert not torch.equal(left_before, expected[:, 0])
 
 
-def test_on_swinir_through_spandrel():
+@pytest.mark.filterwarnings("ignore:'saved_variables'")
+def test_on_swinir_through_spandrel(tmp_path):
     """The paper's hypothetical port: after window attention, after the groups' convolutions."""
     pytest.importorskip("spandrel")
     from spandrel.architectures.SwinIR import SwinIR
@@ -358,12 +359,14 @@ def test_on_swinir_through_spandrel():
     network = SwinIR(
         img_size=16, window_size=8, depths=[2, 2], embed_dim=24, num_heads=[2, 2], mlp_ratio=2,
         upscale=2, upsampler="pixelshuffledirect",
-    ).eval()  # fmt: skip
-    x = pairs(B=2, h=16, w=24)
+    )  # fmt: skip
+    torch.save({"params": network.state_dict()}, tmp_path / "swinir.pth")
+    network = ir_peft.load_backbone(tmp_path / "swinir.pth")
+    x = pairs(B=2, h=15, w=22)
     expected = ir_peft.Stereo(network)(x)
-    stereo_modules = r"layers\.\d*[13579]\.conv"
+    stereo_modules = r"network\.layers\.\d*[13579]\.conv"
     config = ASteISRConfig(
-        target_modules=rf"layers\.\d+\.residual_group\.blocks\.\d+\.attn\.proj|{stereo_modules}",
+        target_modules=rf"network\.layers\..*\.attn\.proj|{stereo_modules}",
         stereo_modules=stereo_modules,
     )
     attach_adapter(network, config)

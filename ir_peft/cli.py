@@ -68,7 +68,11 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("restore", help="restore an image file")
     command.add_argument("image", nargs="+", help="the damaged image: PNG, JPEG, WebP, TIFF, ...")
-    command.add_argument("-o", "--output", help="where to write; default: IMAGE_restored.png")
+    command.add_argument(
+        "-o",
+        "--output",
+        help="where to write; default: IMAGE_restored.png; of a pair OUTPUT_left and OUTPUT_right",
+    )
     command.add_argument(
         "--stereo",
         action="store_true",
@@ -86,7 +90,10 @@ def _parser() -> argparse.ArgumentParser:
         "with --backbone: which of its heads, e.g. of ipt_mini",
     )
     command.add_argument(
-        "--tile", type=int, help="tile side in input pixels; default: 256 for larger images"
+        "--tile",
+        type=int,
+        help="tile side in input pixels, with --stereo rows of a strip; default: 256, or as many "
+        "pixels, for larger images",
     )
     command.add_argument(
         "--self-ensemble", action="store_true", help="average over 8 flips and rotations"
@@ -261,10 +268,11 @@ def _restore(options: argparse.Namespace) -> None:
 
 
 def _restore_stereo(options: argparse.Namespace) -> None:
-    from . import stereo, stereo_inference
-    from .data import images
+    from . import adapters, stereo, stereo_inference
+    from .data import images, stereo_check
 
     sources = [Path(image) for image in options.image]
+    pair = stereo_inference.read_pair(*sources)
     if options.output:
         base = Path(options.output)
         targets = [base.with_stem(f"{base.stem}_{side}") for side in ("left", "right")]
@@ -277,10 +285,15 @@ def _restore_stereo(options: argparse.Namespace) -> None:
         raise ValueError(f"both views would be written to {targets[0]}: name a file with -o")
     for target in targets:
         _check_target(target, options.force)
-    pair = stereo_inference.read_pair(*sources)
+    if len(sources) == 1:
+        print(f"{sources[0]}: two views of {pair.shape[3]} x {pair.shape[2]} pixels")
+    for doubt in stereo_check.doubts(*pair):
+        print(f"{doubt}; the left one is first, and rows must agree", file=sys.stderr)
     rows = "auto" if options.tile is None else options.tile
     overlap = 16 if rows == "auto" else min(16, rows // 2)
     model = stereo.Stereo(_model(options))
+    if not any(isinstance(module, adapters.StereoAdapter) for module in model.modules()):
+        print("no stereo adapter: each view is restored alone", file=sys.stderr)
     views = stereo_inference.restore_stereo(model, pair, rows, overlap, options.self_ensemble)
     for target, view in zip(targets, views, strict=True):
         images.write_image(target, view)

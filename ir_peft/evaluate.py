@@ -120,7 +120,7 @@ def evaluate_stereo(
             if gt.shape[-1] < LEFT_COLUMNS + 7:
                 raise ValueError(
                     f"{gt.shape[-1]} columns leave {max(0, gt.shape[-1] - LEFT_COLUMNS)} beside "
-                    f"the first {LEFT_COLUMNS}, which \"Left\" leaves out: SSIM needs 7"
+                    f'the first {LEFT_COLUMNS}, which "Left" leaves out: SSIM needs 7'
                 )
             start = time.perf_counter()
             sr = restore_stereo(model, lq, strip_rows, overlap, self_ensemble)

@@ -13,7 +13,8 @@ from torch import nn
 import ir_peft
 from ir_peft.adapters.core import adapter_parts
 from ir_peft.cli import main
-from ir_peft.data import write_image
+from ir_peft.data import stereo_photos, write_image
+from ir_peft.data.images import as_tensor
 from ir_peft.evaluate import evaluate_stereo
 from ir_peft.stereo_inference import read_pair, restore_stereo
 
@@ -255,7 +256,8 @@ def test_restoring_a_pair_with_a_stereo_adapter(files, tmp_path, capsys):
     ir_peft.save_adapter(model, tmp_path / "adapter")
     words = ["restore", "--stereo", *files, "--adapter", str(tmp_path / "adapter")]
     assert main(words) == 0
-    assert "r_restored.png: 80 x 48" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "r_restored.png: 80 x 48" in said.out and "no stereo adapter" not in said.err
     expected = restore_stereo(ir_peft.Stereo(model), read_pair(*files))
     written = read_pair(tmp_path / "l_restored.png", tmp_path / "r_restored.png")
     assert (written - expected).abs().max() < 0.51 / 255
@@ -263,8 +265,24 @@ def test_restoring_a_pair_with_a_stereo_adapter(files, tmp_path, capsys):
     assert "l_restored.png exists" in capsys.readouterr().err
     assert main([*words, "--tile", "8", "-o", str(tmp_path / "out.png")]) == 0
     assert (tmp_path / "out_left.png").is_file() and (tmp_path / "out_right.png").is_file()
+    assert main([*words, "--tile", "0", "--force"]) == 2
+    assert "rows=0 must be a number of rows" in capsys.readouterr().err
     one = ["restore", files[0], "-o", str(tmp_path / "one.png")]
     assert main([*one, "--adapter", str(tmp_path / "adapter")]) == 2
     assert "needs both views" in capsys.readouterr().err
     assert main(["restore", *files]) == 2
     assert "two views of a scene need --stereo" in capsys.readouterr().err
+
+
+def test_what_a_pair_lacks_is_said(tmp_path, capsys):
+    [photo] = stereo_photos.stereo_photos(("motorcycle",))
+    left, right = (as_tensor(view[::4, ::4]) for view in (photo.left, photo.right))
+    write_image(tmp_path / "pair.png", torch.cat([right, left], dim=-1))
+    words = ["restore", "--stereo", "--backbone", "hat_mini_x2", "--device", "cpu"]
+    assert main([*words, str(tmp_path / "pair.png")]) == 0
+    said = capsys.readouterr()
+    assert "pair.png: two views of 186 x 125 pixels" in said.out
+    assert "the views look exchanged, disparity -" in said.err
+    assert "no stereo adapter: each view is restored alone" in said.err
+    assert main([*words, str(tmp_path)]) == 2
+    assert "no such image file" in capsys.readouterr().err

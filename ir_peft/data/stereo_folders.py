@@ -247,7 +247,8 @@ class StereoFolderPatches(Dataset):
         names: Keys of :data:`STEREO_SETS`.
         degradation: As in :class:`StereoFolderPairs`; where the code downsamples, it does a part
             that is a little larger than the patch.
-        lq_size: Height and width of a low-quality view in pixels.
+        lq_size: Height and width of a low-quality view in pixels; the published patches have room
+            for (30, 90).
         seed: Non-negative seed of the whole set.
         length: Number of items, usually steps times batch size.
         any_count: Accept other numbers of pairs than the published ones.

@@ -405,7 +405,7 @@ print(f"{len(runs)} records in {RECORDS.relative_to(ROOT)}; {len(specs) - len(ru
 # %% [markdown]
 # ## 7. Training one of them, live
 #
-# The row *ASteISR* from the same start on the same pairs, for a few steps. At every tenth step the
+# The row *ASteISR* from the same start on the same pairs, for a few steps. Before each step the
 # factors $\beta$ are noted: the adapter opens the door to the other view by itself.
 
 # %%

@@ -9,7 +9,6 @@ complete under its name or an error says what is missing.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from ir_peft.data.patches import (
     test_generator,
 )
 from ir_peft.data.stereo import AUGMENTATIONS, augment_pair
+from ir_peft.names import did_you_mean
 
 __all__ = [
     "STEREO_SETS",
@@ -137,8 +137,7 @@ def find_stereo(
 
 def _lookup(name: str) -> StereoSet:
     if name not in STEREO_SETS:
-        near = difflib.get_close_matches(name, STEREO_SETS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, STEREO_SETS)
         raise ValueError(f"no stereo set {name!r}: there are {', '.join(STEREO_SETS)}{hint}")
     return STEREO_SETS[name]
 

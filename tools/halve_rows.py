@@ -1,4 +1,4 @@
-"""Stores trained rows in half precision: AdaIR's adapters and models, AdaptIR's models of `ipt`.
+"""Stores trained rows in half precision: AdaIR's adapters and models, models of `ipt` and ASteISR.
 
 Run once after `ir-peft run --profile full`, before the weights are committed. The records keep what
 was measured in float32; `ir-peft reproduce` recomputes their scores from the halved files and
@@ -16,17 +16,22 @@ from ir_peft.adapters import find_adapter
 from ir_peft.experiments import PROFILES, adapted_model, load_specs
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-ROWS = {"adaptir_ipt.toml": ("full",), "adair.toml": ("full", "lora", "adair")}
-"""Experiment file -> methods of the rows that are halved."""
+ADAIR = ("full", "lora", "adair")
+ROWS = {
+    "adaptir_ipt.toml": lambda spec: spec.method == "full" and not spec.modules_to_save,
+    "adair.toml": lambda spec: spec.method in ADAIR,
+    "asteisr.toml": lambda spec: spec.row in ("scratch", "full", "full_single"),
+    "asteisr_dat.toml": lambda spec: spec.method == "full",
+}
+"""Experiment file -> whether a row of it is halved."""
 WHOLE = ("adair/multitask/haze-full",)
 """Stays in float32: in half precision it would be off by up to 0.016 dB."""
 
 
 def main() -> None:
     """Rewrites each file that is not halved yet."""
-    for file, methods in ROWS.items():
-        every = load_specs(EXPERIMENTS / file)
-        specs = [s for s in every if s.method in methods and not s.modules_to_save]
+    for file, halved in ROWS.items():
+        specs = filter(halved, load_specs(EXPERIMENTS / file))
         for spec in {spec.tag: spec for spec in specs}.values():
             try:
                 folder = find_adapter(spec.tag)

@@ -532,9 +532,11 @@ display(Markdown(results.to_markdown(stereo_tables.gains(part, {task: frame}))))
 # left ones, which smooths them: they are not as hard as the left ones.
 
 # %%
-views = part.groupby(["label", "image"], sort=False)[["psnr_left", "psnr_right"]].mean()
-views.columns = ["left", "right"]
-views.unstack("image").round(2)
+sides = {"psnr_left": "left", "psnr_right": "right"}
+views = part.rename(columns=sides).pivot_table(
+    index="label", columns="image", values=["left", "right"], sort=False
+)
+views.reindex(frame["label"]).round(2)
 
 # %% [markdown]
 # **What the field has published**, at the scale of this notebook. The digits are of other images

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from .data import degradations, patches, photos, stereo, stereo_photos
-from .evaluate import evaluate_stereo
+from .evaluate import LEFT_COLUMNS, evaluate_stereo
 from .specs import Profile, Spec
 
 TEST_SETS: dict[str, tuple[str, ...]] = {
@@ -44,9 +44,8 @@ def patch_size(spec: Spec, profile: Profile) -> tuple[int, int]:
     return height, 5 * height // 2
 
 
-def _pairs(spec: Spec, profile: Profile, tiles: list, **options: Any) -> stereo.StereoPatches:
+def _pairs(spec: Spec, size: tuple[int, int], tiles: list, **options: Any) -> stereo.StereoPatches:
     task = degradations.TASKS[spec.task]
-    size = patch_size(spec, profile)
     # Of a wider range a patch would show too little twice.
     reach = patches.integer_scale(task) * size[1] // 5
     return stereo.StereoPatches(tiles, task, size, max_disparity=reach, **options)
@@ -58,13 +57,18 @@ def training_set(spec: Spec, profile: Profile) -> stereo.StereoPatches:
     The largest disparity is a fifth of the patch's width.
     """
     length = profile.steps * profile.batch_size
-    return _pairs(spec, profile, photos.train_photos(), seed=spec.seed, length=length)
+    size = patch_size(spec, profile)
+    return _pairs(spec, size, photos.train_photos(), seed=spec.seed, length=length)
 
 
 def validation_pairs(spec: Spec, profile: Profile) -> list[tuple[str, Tensor, Tensor]]:
     """(name, lq, gt) of a few layered pairs of photographs that no training patch holds."""
+    height, width = patch_size(spec, profile)
+    scale = patches.integer_scale(degradations.TASKS[spec.task])
+    while scale * width < LEFT_COLUMNS + 7:  # "Left" is to have room for a box of SSIM.
+        height, width = height + 1, 5 * (height + 1) // 2
     tiles = photos.validation_photos()
-    data = _pairs(spec, profile, tiles, length=VALIDATION_PAIRS, deadleaves_share=0)
+    data = _pairs(spec, (height, width), tiles, length=VALIDATION_PAIRS, deadleaves_share=0)
     return [(f"layered{i}", *data[i]) for i in range(len(data))]
 
 

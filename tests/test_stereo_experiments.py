@@ -116,6 +116,8 @@ def test_validation_pairs_are_layers_of_validation_photographs():
     again = stereo.validation_pairs(replace(spec, seed=2), TINY)  # The same for every seed.
     assert all(torch.equal(a[2], b[2]) for a, b in zip(pairs, again, strict=True))
     assert {p.name for p in validation_photos()}.isdisjoint(p.name for p in train_photos())
+    small = replace(spec, task="sr2", backbone="hat_mini_x2", patch=12)  # 60 columns are too few.
+    assert stereo.validation_pairs(small, TINY)[0][2].shape == (2, 3, 30, 74)
 
 
 def test_the_profile_names_the_pairs_that_are_tested(monkeypatch):

@@ -101,10 +101,10 @@ def dead_leaves_stereo(
     """Draw one dead-leaves scene from two places.
 
     Disparities are uniform between 0 (the background) and the largest, in the order in which the
-    discs hide each other: all occlusions are possible ones. Those of the visible pixels are not
-    uniform but mostly near ones, since nearer discs hide farther ones: of 32 pixels, their quartiles
-    are about 21, 26 and 29.5. Disparities are whole canvas pixels, so that both views show the
-    same samples of each disc: 1 / oversample is their step.
+    discs hide each other: all occlusions are possible ones. Those of the visible pixels are mostly
+    near ones, since nearer discs hide farther ones: with a largest of 32 pixels their quartiles are
+    about 21, 26 and 29.5. Disparities are whole canvas pixels, so that both views show the same
+    samples of each disc: 1 / oversample is their step.
 
     Args:
         size: Height and width of each view in pixels.

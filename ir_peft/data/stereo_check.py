@@ -16,6 +16,7 @@ from ir_peft.data.stereo_folders import (
     StereoFiles,
     StereoSet,
     alone,
+    leaked_pairs,
     read_both,
     read_views,
     views,
@@ -73,7 +74,8 @@ def doubts(left: torch.Tensor, right: torch.Tensor) -> list[str]:
 def check_stereo(root: str | Path, *, progress: bool = True) -> tuple[CheckRow, ...]:
     """Check every stereo set below a folder; reads each image completely.
 
-    Beyond what `folders.check` does: of all but patches, views that look exchanged or off by rows;
+    Beyond what `folders.check` does: of all but patches, views that look exchanged or off by rows,
+    and pairs to train on that are pairs of the test set;
     of the test sets, low resolution that is not the bicubic of the high one, and a PSNR of bicubic
     enlargement other than the published one, as where Middlebury is not halved.
     """
@@ -109,6 +111,12 @@ def _check_row(root: Path, name: str, known: StereoSet, scale: int, progress: bo
             problems += [f"{files.hr[0]}: {doubt}" for doubt in doubts(*gt)]
         if known.bicubic:
             problems += _content(files, lq, gt, scale, errors)
+    if known.test_set and not problems:  # All of them can be read.
+        pairs = [StereoFiles(key, (left[key], right[key]), None) for key in common]
+        try:
+            problems += leaked_pairs(root, name, pairs)
+        except ValueError as error:
+            problems.append(str(error))
     if known.bicubic and not problems:
         measured, published = sum(errors) / len(errors), known.bicubic[scale]
         if abs(measured - published) > 0.3:

@@ -38,6 +38,7 @@ __all__ = [
     "StereoFolderPatches",
     "alone",
     "find_stereo",
+    "leaked_pairs",
     "read_both",
     "read_views",
     "views",
@@ -58,6 +59,8 @@ class StereoSet:
     """Down-sampling factors of the low-resolution views; 1 where there are none."""
     bicubic: dict[int, float] = field(default_factory=dict)
     """Published PSNR of bicubic enlargement at each scale, RGB, mean of both views [dB]."""
+    test_set: str | None = None
+    """The set whose pairs may lie among its own, as files of one release."""
 
 
 def _test(name: str, count: int, x2: float, x4: float) -> StereoSet:
@@ -83,7 +86,9 @@ STEREO_SETS: dict[str, StereoSet] = {
     "KITTI2012": _test("KITTI2012", 20, 28.51, 24.58),
     "KITTI2015": _test("KITTI2015", 20, 28.61, 24.38),
     "Middlebury": _test("Middlebury", 5, 30.60, 26.40),
-    "Flickr1024_raw": StereoSet(("Flickr1024/*_L", "Flickr1024/*_R"), None, None),
+    "Flickr1024_raw": StereoSet(
+        ("Flickr1024/*_L", "Flickr1024/*_R"), None, None, test_set="Flickr1024"
+    ),
 }
 """Every set that can be loaded, by name."""
 
@@ -171,6 +176,38 @@ def alone(found: dict[str, dict[str, Path]]) -> list[str]:
     ]
 
 
+def leaked_pairs(root: str | Path, name: str, pairs: Sequence[StereoFiles]) -> list[str]:
+    """Pairs of a set that are pairs of its test set, as a sentence on each.
+
+    Names say nothing, since the parts of a release are numbered alike. A pair is one to test on
+    where its left view begins with the pixels of a test view, which may lack rows at the bottom and
+    columns at the right. Resized or lossy copies are not found, and nothing is where the test set
+    is not under the root. Reads every left view once.
+
+    Raises:
+        ValueError: a view cannot be read.
+    """
+    if _lookup(name).test_set is None:
+        return []
+    root, known = Path(root), _lookup(_lookup(name).test_set)
+    tests: dict[bytes, list[Path]] = {}
+    for path in _match(root, known.hr[0], 1).values():
+        tests.setdefault(_corner(read_image(path)), []).append(path)
+    found = []
+    for pair in pairs if tests else ():
+        view = read_image(pair.hr[0])
+        for path in tests.get(_corner(view), ()):
+            test = read_image(path)
+            if torch.equal(view[:, : test.shape[1], : test.shape[2]], test):
+                found.append(f"{pair.hr[0]} is the test view {path}: take the pair out of {name}")
+    return found
+
+
+def _corner(view: torch.Tensor) -> bytes:
+    """What tells most images apart without holding them all in memory."""
+    return view[:, :16, :16].numpy().tobytes()
+
+
 def read_views(paths: tuple[Path, Path]) -> torch.Tensor:
     """(2, 3, H, W); ValueError where the views differ in size."""
     left, right = (read_image(path) for path in paths)
@@ -246,14 +283,15 @@ class StereoFolderPatches(Dataset):
         names: Keys of :data:`STEREO_SETS`.
         degradation: As in :class:`StereoFolderPairs`; where the code downsamples, it does a part
             that is a little larger than the patch.
-        lq_size: Height and width of a low-quality view in pixels; the published patches have room
-            for (30, 90).
+        lq_size: Height and width of a low-quality view in pixels; the default is all of the
+            published patches.
         seed: Non-negative seed of the whole set.
         length: Number of items, usually steps times batch size.
         any_count: Accept other numbers of pairs than the published ones.
 
     Raises:
-        ValueError, FileNotFoundError: as :func:`find_stereo`, before anything is read.
+        ValueError: as :func:`find_stereo`, and where pairs are those of a test set under the root.
+        FileNotFoundError: a set is missing.
     """
 
     def __init__(
@@ -261,7 +299,7 @@ class StereoFolderPatches(Dataset):
         root: str | Path,
         names: Sequence[str],
         degradation: Degradation,
-        lq_size: tuple[int, int] = (32, 80),
+        lq_size: tuple[int, int] = (30, 90),
         seed: int = 0,
         length: int = 1000,
         *,
@@ -276,6 +314,8 @@ class StereoFolderPatches(Dataset):
         for name in names:
             self.scale, files, rest = _plan(name, degradation)
             found = find_stereo(root, name, files, any_count=any_count)
+            if leaked := leaked_pairs(root, name, found):
+                raise ValueError(f"{len(leaked)} test pairs to train on: {'; '.join(leaked[:3])}")
             self.pairs += [(pair, rest) for pair in found]
 
     def __len__(self) -> int:

@@ -124,6 +124,31 @@ def test_patches_are_pure_aligned_and_in_place(tree, names):
         patches[5]
 
 
+def test_patches_are_those_of_the_files_unless_asked_otherwise(tmp_path):
+    pair = scene(0, 120, 360)
+    for kind, views in (("hr", pair), ("lr", Bicubic(4)(pair))):
+        write_pair(tmp_path / "patches_x4/000001", kind, views)
+    patches = StereoFolderPatches(tmp_path, ("stereo_patches_x4",), Bicubic(4), any_count=True)
+    lq, gt = patches[0]
+    assert lq.shape == (2, 3, 30, 90) and gt.shape == (2, 3, 120, 360)
+
+
+def test_pairs_to_test_on_are_not_trained_on(root):
+    """Test views are cut to a multiple of the scale, and are numbered as the others are."""
+    other, leaked = scene(7), scene(1)[..., :46, :144]
+    for name, pair in (("0000", other), ("0002", leaked)):
+        write_pair(root / "test/Flickr1024/hr" / name, "hr", pair)
+    match = r"1 test pairs.*0001_L.png is the test view .*hr/0002/hr0.png: take the pair out of Fl"
+    with pytest.raises(ValueError, match=match):
+        StereoFolderPatches(root, ("Flickr1024_raw",), Bicubic(4), (6, 20))
+    (problem,) = row(root, "Flickr1024_raw", 1).problems
+    assert "0001_L.png is the test view" in problem
+    for side in "LR":
+        (root / f"Flickr1024/0001_{side}.png").unlink()
+    assert row(root, "Flickr1024_raw", 1).ok
+    assert len(StereoFolderPatches(root, ("Flickr1024_raw",), Bicubic(4), (6, 20)).pairs) == 2
+
+
 def test_wrong_requests(tree, tmp_path):
     with pytest.raises(ValueError, match="no stereo set 'Midlebury'.*did you mean 'Middlebury'"):
         find_stereo(tree, "Midlebury")

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from .adapters import attach_adapter, load_adapter_state_dict, paired_views
-from .backbones import hat, load_strictly, read_state_dict
+from .backbones import bundled_tags, hat, load_strictly, read_state_dict
 
 
 class Stereo(nn.Module):
@@ -62,7 +62,7 @@ def load_stereo(path: str | Path, *, mask_leak: bool = True) -> Stereo:
         path: a file with the keys of HAT and, inside them, `S_Adapter` and `stereo_adapter`.
         mask_leak: the authors' attention applies the mask of the shifted windows in the unshifted
             blocks as well, which cuts the last row and column of windows in two; what was trained
-            so must run so. False runs the HAT as it was meant. A saved adapter does not say which.
+            so must run so, and saved adapters say so. False runs the HAT as it was meant.
 
     Returns:
         The model in eval mode, on the CPU.
@@ -91,12 +91,23 @@ def load_stereo(path: str | Path, *, mask_leak: bool = True) -> Stereo:
     try:
         load_adapter_state_dict(model, dict(_ours(*item) for item in added.items()))
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    if mask_leak:
-        for module in model.modules():
-            if isinstance(module, hat.WindowAttention):
-                module.mask_shift = module.window // 2
+        said = str(error)
+        for theirs, name in _NAMES.items():  # The file has no other ones.
+            said = said.replace(name, theirs)
+        raise ValueError(f"{path}: {said}") from error
+    model.mask_leak = mask_leak
     return Stereo(model.eval())
+
+
+def is_released(name_or_path: str | Path) -> bool:
+    """Whether `load_stereo` reads it, and not `load_backbone`: a file with ASteISR's adapters.
+
+    Raises:
+        ValueError: a damaged file.
+    """
+    if name_or_path in bundled_tags() or not Path(name_or_path).is_file():
+        return False
+    return any(_INSIDE.search(key) for key in read_state_dict(Path(name_or_path))[0])
 
 
 _INSIDE = re.compile(r"\.(S_Adapter|stereo_adapter)\.")

@@ -9,6 +9,9 @@ import ir_peft
 from ir_peft.adapters import adapter_state_dict, attach_adapter, train_mode
 from ir_peft.adapters.core import adapter_parts
 from ir_peft.backbones import hat
+from ir_peft.cli import main
+from ir_peft.data import write_image
+from ir_peft.stereo_inference import read_pair
 
 SMALL = {"dim": 24, "depths": (2, 1), "window": 8, "squeeze_factor": 6}
 
@@ -173,11 +176,17 @@ def test_a_damaged_released_checkpoint_is_refused(trained, tmp_path):
     del missing["layers.1.stereo_adapter.norm_l.weight"]
     extra = {**state, "layers.0.stereo_adapter.beta": torch.zeros(1, 24, 1, 1)}
     wide = {**state, "layers.1.stereo_adapter.beta": torch.zeros(1, 25, 1, 1)}
+    down = "layers.0.residual_group.blocks.0.S_Adapter.D_fc1.bias"
+    narrow = {**state, down: torch.zeros(1)}
     gone = {key: value for key, value in state.items() if key != "norm.weight"}
     plain = {key: value for key, value in state.items() if "dapter" not in key}
     for broken, match in [
-        (missing, r"missing 'layers.1.stereo_site.asteisr.norm_l.weight'"),
-        (extra, r"unknown 'layers.0.stereo_site.asteisr.beta'"),
+        (missing, r"missing 'layers.1.stereo_adapter.norm_l.weight'"),
+        (
+            extra,
+            r"unknown 'layers.0.stereo_adapter.beta' \(nearest: 'layers.1.stereo_adapter.beta'",
+        ),
+        (narrow, rf"'{down.replace('.', '[.]')}' has shape"),
         (wide, r"shape \(25,\)"),
         (gone, "norm.weight"),
         (plain, "no ASteISR checkpoint: 0 tensors.*a HAT"),
@@ -231,6 +240,66 @@ def test_mask_leak_is_the_authors_and_off_by_default(trained, tmp_path):
     assert torch.equal(shifted[0](tokens), shifted[1](tokens))
 
 
+def test_a_saved_adapter_keeps_the_mask_leak(trained, tmp_path):
+    """Weights do not show it and the output depends on it: a model without it is refused."""
+    path, x = tmp_path / "x.pth", pairs(h=16, w=24)
+    torch.save({"params": released(trained)}, path)
+    for leak in (True, False):
+        stereo = ir_peft.load_stereo(path, mask_leak=leak)
+        assert stereo.mask_leak is stereo.backbone.mask_leak is leak
+        folder = ir_peft.save_adapter(stereo, tmp_path / str(leak))
+        assert ('"mask_leak": true' in (folder / "adapter_config.json").read_text()) is leak
+        expected, plain = stereo(x), small_hat(scale=2)
+        plain.load_state_dict(ir_peft.unload(stereo.backbone).state_dict())
+        plain.mask_leak = not leak
+        advice = (
+            f"is for mask_leak {leak}, this model has mask_leak {not leak}: set model.mask_leak"
+        )
+        with pytest.raises(ValueError, match=advice):
+            ir_peft.load_adapter(plain, folder)
+        assert not ir_peft.adapter_names(plain)
+        plain.mask_leak = leak
+        torch.testing.assert_close(ir_peft.Stereo(ir_peft.load_adapter(plain, folder))(x), expected)
+
+
 def test_six_of_ten_windows_are_cut_on_the_training_crop():
     attention = hat.WindowAttention(6, 6, 16, 0)
     assert leaky(attention, torch.randn(1, 32, 80, 6))[1].sum() == 6
+
+
+def test_the_command_restores_with_a_released_checkpoint(trained, tmp_path, capsys, monkeypatch):
+    path, files = str(tmp_path / "x.pth"), [str(tmp_path / f"{side}.png") for side in "lr"]
+    torch.save({"params_ema": released(trained)}, path)
+    for file, view in zip(files, pairs(B=1, h=16, w=24)[0], strict=True):
+        write_image(file, view)
+    seen = []
+
+    def restore_stereo(model, pair, *_):
+        seen.append(model(pair[None])[0])
+        return pair
+
+    monkeypatch.setattr(ir_peft.stereo_inference, "restore_stereo", restore_stereo)
+    words = ["restore", "--backbone", path, "--device", "cpu", "--force"]
+    assert main([*words, "--stereo", *files]) == 0
+    assert main([*words, "--stereo", *files, "--no-mask-leak"]) == 0
+    assert "no stereo adapter" not in capsys.readouterr().err
+    with torch.no_grad():
+        for leak, out in zip((True, False), seen, strict=True):
+            expected = ir_peft.load_stereo(path, mask_leak=leak)(read_pair(*files)[None])[0]
+            torch.testing.assert_close(out, expected)
+    other = [
+        "restore",
+        "--stereo",
+        *files,
+        "--force",
+        "--backbone",
+        "hat_mini_x2",
+        "--no-mask-leak",
+    ]
+    for wrong, match in [
+        ([*words, files[0]], "needs both views of a scene: --stereo LEFT RIGHT"),
+        ([*words, "--stereo", *files, "--adapter", "a"], "leave out --adapter"),
+        (other, "hat_mini_x2 is no checkpoint of ASteISR's authors: leave out --no-mask-leak"),
+    ]:
+        assert main(wrong) == 2
+        assert match in capsys.readouterr().err

@@ -144,6 +144,7 @@ def save_adapter(
         "fingerprint": fingerprint(model),
         "version": __version__,
         **({} if dtype is None else {"dtype": dtype}),
+        **({"mask_leak": True} if _mask_leak(model) else {}),
     }
     text = json.dumps(card, indent=2) + "\n"
     tied = {tensor.data_ptr() for tensor in state.values() if tensor.numel()}
@@ -180,8 +181,9 @@ def load_adapter(model: nn.Module, path_or_tag: str | Path, name: str = "default
         # Some backbones switch between tasks; cards of the others may lack the entry.
         ("task", getattr(model, "task", None), ": call set_task of the model first"),
         ("scale", getattr(model, "scale", None), ""),
+        ("mask_leak", _mask_leak(model), f": set model.mask_leak = {card.get('mask_leak', False)}"),
     ):
-        made_for = card.get(what)
+        made_for = card.get(what, False if what == "mask_leak" else None)
         if made_for != own:
             raise ValueError(
                 f"{folder} is for {what} {made_for!r}, this model has {what} {own!r}{advice}"
@@ -206,6 +208,11 @@ def load_adapter(model: nn.Module, path_or_tag: str | Path, name: str = "default
 def _backbone(model: nn.Module) -> str:
     name = getattr(model, "name", None)
     return name if isinstance(name, str) else type(model).__name__
+
+
+def _mask_leak(model: nn.Module) -> bool:
+    """Of a HAT as ASteISR's authors run it, which no tensor shows."""
+    return getattr(model, "mask_leak", False)
 
 
 def find_adapter(path_or_tag: str | Path) -> Path:
@@ -237,7 +244,7 @@ def read_adapter(folder: Path) -> tuple[dict, dict[str, Tensor]]:
     try:
         card = json.loads(config_file.read_text(encoding="utf-8"))
         wanted = {"method", "config", "backbone", "scale", "fingerprint", "version"}
-        if not isinstance(card, dict) or set(card) - {"task", "dtype"} != wanted:
+        if not isinstance(card, dict) or set(card) - {"task", "dtype", "mask_leak"} != wanted:
             raise ValueError(f"its entries must be {', '.join(sorted(wanted))}")
     except ValueError as error:
         raise ValueError(f"{config_file} is damaged: {error}") from error

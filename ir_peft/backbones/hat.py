@@ -258,6 +258,19 @@ class HAT(nn.Module):
         self.conv_last = Conv2d(features, 3, 3, padding=1)
         self.apply(init_weights)
 
+    @property
+    def mask_leak(self) -> bool:
+        """Whether unshifted windows are masked as shifted ones are, as in ASteISR's checkpoints."""
+        return any(attn.mask_shift != attn.shift for attn in self._window_attentions())
+
+    @mask_leak.setter
+    def mask_leak(self, leak: bool) -> None:
+        for attn in self._window_attentions():
+            attn.mask_shift = attn.window // 2 if leak else attn.shift
+
+    def _window_attentions(self) -> list[WindowAttention]:
+        return [module for module in self.modules() if isinstance(module, WindowAttention)]
+
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, h, w), multiples of the window: all groups and the last norm."""
         x = self.patch_embed(to_tokens(x))

@@ -107,18 +107,23 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(command=model_commands.restore)
 
     command = commands.add_parser(
-        "test", help="score a model by Restormer's or PromptIR's protocol"
+        "test", help="score a model by Restormer's, PromptIR's or ASteISR's protocol"
     )
     command.add_argument(
         "protocol",
         nargs="+",
-        help="e.g. restormer_derain; three_tasks and five_tasks are PromptIR's",
+        help="e.g. restormer_derain; three_tasks and five_tasks are PromptIR's; asteisr_x2 and "
+        "asteisr_x4 are of stereo pairs",
     )
     command.add_argument("--data", type=Path, required=True, help="folder of the published sets")
     command.add_argument("--sets", nargs="+", metavar="SET", help="only these test sets")
     command.add_argument("--backbone", required=True, help="a bundled tag or a checkpoint file")
     command.add_argument("--adapter", help="a folder, or a bundled tag")
-    command.add_argument("--tile", type=int, help="tile side in pixels; default: whole images")
+    command.add_argument(
+        "--tile",
+        type=int,
+        help="tile side in pixels, of pairs rows of a strip; default: whole images",
+    )
     command.add_argument("--device", help="cpu, cuda, ...; default: a GPU if there is one")
     command.add_argument("--any-count", action="store_true", help="accept incomplete sets")
     command.add_argument("--no-mask-leak", action="store_true", help=MASK_LEAK)

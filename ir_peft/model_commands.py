@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from .names import did_you_mean
+
 
 def restore(options: argparse.Namespace) -> None:
     """`ir-peft restore`: one image file, or a pair of views."""
@@ -76,8 +78,7 @@ def _restore_stereo(options: argparse.Namespace) -> None:
     rows = "auto" if options.tile is None else options.tile
     overlap = 16 if rows == "auto" else min(16, rows // 2)
     model = stereo.Stereo(_model(options))
-    if not _needs_pairs(model):
-        print("no stereo adapter: each view is restored alone", file=sys.stderr)
+    _say_if_alone(model)
     views = stereo_inference.restore_stereo(model, pair, rows, overlap, options.self_ensemble)
     for target, view in zip(targets, views, strict=True):
         images.write_image(target, view)
@@ -125,6 +126,11 @@ def _needs_pairs(model) -> bool:
     return any(isinstance(module, StereoAdapter) for module in model.modules())
 
 
+def _say_if_alone(model) -> None:
+    if not _needs_pairs(model):
+        print("no stereo adapter: each view is restored alone", file=sys.stderr)
+
+
 def _take_task(options: argparse.Namespace, image) -> None:
     """Sets the backbone and the adapter to those of the task, of which nothing is left to do."""
     from . import restorers
@@ -146,9 +152,20 @@ def _take_task(options: argparse.Namespace, image) -> None:
 
 def test(options: argparse.Namespace) -> None:
     """`ir-peft test`: scores a model by protocols on published sets and prints a table."""
-    from . import protocols
+    from . import protocols, stereo_protocols
 
+    known = {*protocols.PROTOCOLS, *protocols.ALL_IN_ONE, *stereo_protocols.STEREO_PROTOCOLS}
+    for name in options.protocol:
+        if name not in known:
+            hint = did_you_mean(name, known) or "."
+            raise ValueError(f"no protocol {name!r}{hint} There are {', '.join(sorted(known))}")
+    of_pairs = [name in stereo_protocols.STEREO_PROTOCOLS for name in options.protocol]
+    if any(of_pairs) and not all(of_pairs):
+        raise ValueError("protocols of pairs and of single images: score them in two runs")
     model = _model(options)
+    if all(of_pairs):
+        _test_pairs(model, options)
+        return
     if model.scale != 1:
         raise ValueError(f"{options.backbone} enlarges images; the protocols keep their size")
     named = [one for name in options.protocol for one in protocols.ALL_IN_ONE.get(name, (name,))]
@@ -163,3 +180,20 @@ def test(options: argparse.Namespace) -> None:
             any_count=options.any_count,
         )
     print(protocols.summary(rows))
+
+
+def _test_pairs(model, options: argparse.Namespace) -> None:
+    from . import stereo, stereo_protocols
+
+    _say_if_alone(model)
+    rows = []
+    for name in dict.fromkeys(options.protocol):
+        rows += stereo_protocols.evaluate_stereo_protocol(
+            stereo.Stereo(model),
+            options.data,
+            name,
+            sets=options.sets,
+            strip_rows=options.tile,
+            any_count=options.any_count,
+        )
+    print(stereo_protocols.stereo_summary(rows))

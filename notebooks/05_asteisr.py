@@ -74,7 +74,6 @@ from ir_peft import (
     stereo_plots,
     stereo_tables,
 )
-from ir_peft.backbones import hat
 from ir_peft.data import degradations, stereo, stereo_check, stereo_photos
 
 ROOT = next(path for path in [Path.cwd(), *Path.cwd().parents] if (path / "experiments").is_dir())
@@ -310,14 +309,12 @@ assert refused
 
 # %%
 leaky = ir_peft.load_backbone(BACKBONE).requires_grad_(False)
-windows = [module for module in leaky.modules() if isinstance(module, hat.WindowAttention)]
-for module in windows:
-    module.mask_shift = module.window // 2
-side = leaky.size_multiple
-tokens = torch.randn(1, 4 * side, 10 * side, windows[0].qkv.in_features)
+leaky.mask_leak = True
+side, first = leaky.size_multiple, leaky.layers[0].residual_group.blocks[0].attn
+tokens = torch.randn(1, 4 * side, 10 * side, first.qkv.in_features)
 views = torch.rand(1, 3, 4 * side, 10 * side)
 whole = frozen.layers[0].residual_group.blocks[0].attn
-layer = (windows[0](tokens) - whole(tokens)).abs().amax(-1)[0]
+layer = (first(tokens) - whole(tokens)).abs().amax(-1)[0]
 network = (leaky(views) - frozen(views)).abs().amax(1)[0]
 cut = layer.unfold(0, side, side).unfold(1, side, side).amax((2, 3)) > 1e-6  # (4, 10) windows
 assert cut[-1].all() and cut[:, -1].all() and not cut[:-1, :-1].any()

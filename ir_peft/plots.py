@@ -75,7 +75,8 @@ def efficiency_bars(table: pd.DataFrame) -> Figure:
     """Draw trainable parameters, time and memory of a training step, and PSNR, a line a method.
 
     Args:
-        table: From :func:`ir_peft.results.table`. Rows without training have no cost bars.
+        table: From :func:`ir_peft.results.table`. Rows without training have no cost bars, costs
+            that were not measured no panel.
     """
     run = _run(table).iloc[::-1]
     panels = [
@@ -84,20 +85,21 @@ def efficiency_bars(table: pd.DataFrame) -> Figure:
         ("saved_bytes", 2**20, "saved for backward [MiB]"),
         ("psnr", 1, "PSNR [dB]"),
     ]
+    panels = [panel for panel in panels if (run.loc[run["trainable"] > 0, panel[0]] > 0).any()]
     with style():
-        fig, axes = new_figure(0.34 * len(run) + 1.1, 12, ncols=4, sharey=True)
+        fig, axes = new_figure(
+            0.34 * len(run) + 1.1, 3 * len(panels), ncols=len(panels), sharey=True
+        )
         y = np.arange(len(run))
         for ax, (column, unit, title) in zip(axes[0], panels, strict=True):
-            costs = (run["trainable"] > 0) & (run[column] > 0)
-            values = np.where(costs | (column == "psnr"), run[column] / unit, np.nan)
             ax.set_title(title, fontsize=10)
             ax.grid(axis="y", visible=False)
             ax.tick_params(axis="y", length=0)
-            if np.isnan(values).all():
-                ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center")
-            elif column == "psnr":
+            if column == "psnr":
                 psnr_dots(ax, run)
             else:
+                costs = (run["trainable"] > 0) & (run[column] > 0)
+                values = np.where(costs, run[column] / unit, np.nan)
                 _cost_bars(ax, run, values, log=column == "trainable")
         axes[0, 0].set_yticks(y, run["label"])
         axes[0, 0].set_ylim(-0.6, len(run) - 0.4)

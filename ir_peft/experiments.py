@@ -279,6 +279,7 @@ def _train(
         steps=profile.steps,
         batch_size=profile.batch_size,
         lr=spec.lr,
+        adapter_lr=spec.adapter_lr,
         schedule=profile.schedule,
         precision=profile.precision,
         seed=spec.seed,

@@ -65,6 +65,8 @@ class Spec:
     that of the profile as well."""
     lr: float = 1e-3
     """Peak learning rate of AdamW."""
+    adapter_lr: float | None = None
+    """That of the adapters where the backbone trains beside them; None is `lr`."""
     seed: int = 0
     """Seeds initialisation, patches and degradations."""
 
@@ -82,7 +84,8 @@ class Spec:
 
     def to_dict(self) -> dict[str, Any]:
         """What changes a number, as JSON gives it back: the spec as it stands in a record."""
-        later = {"patch": None, "crop": None, "pretrained": True, "train_tasks": ()}
+        later = dict.fromkeys(["patch", "crop", "adapter_lr"])
+        later |= {"pretrained": True, "train_tasks": ()}
         # Records older than these fields keep their names.
         unset = {"folder"} | {key for key, value in later.items() if getattr(self, key) == value}
         fields = {key: value for key, value in asdict(self).items() if key not in unset}

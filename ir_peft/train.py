@@ -60,6 +60,7 @@ def train(
     steps: int,
     batch_size: int,
     lr: float = 1e-4,
+    adapter_lr: float | None = None,
     weight_decay: float = 1e-2,
     schedule: str = "multistep",
     milestones: Sequence[float] = (0.5, 0.8, 0.9, 0.95),
@@ -92,6 +93,7 @@ def train(
         steps: optimiser steps.
         batch_size: samples a step, over all devices.
         lr: peak learning rate.
+        adapter_lr: that of the active adapter, where the backbone trains beside it; None is `lr`.
         weight_decay: of AdamW.
         schedule: "multistep", "cosine" (to 0) or "constant"; see `lr_factor`.
         milestones: of multistep, fractions of `steps` where the rate is multiplied by `gamma`.
@@ -127,7 +129,8 @@ def train(
     from accelerate.utils import gather_object
 
     settings = {
-        "steps": steps, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay,
+        "steps": steps, "batch_size": batch_size, "lr": lr, "adapter_lr": adapter_lr,
+        "weight_decay": weight_decay,
         "schedule": schedule, "milestones": list(milestones), "gamma": gamma, "warmup": warmup,
         "precision": precision, "ema": ema, "clip_norm": clip_norm, "seed": seed,
     }  # fmt: skip
@@ -136,9 +139,8 @@ def train(
         settings["adapter"] = f"{config.method} {config.to_dict()}"
     _check(settings, checkpoint_every, log_every, validate_every, len(dataset))
     check_finite(dict(model.named_parameters()), ValueError, "before training")
-    accelerator = Accelerator(
-        mixed_precision="no"
-    )  # Autocast is ours: it leaves the model as it is.
+    # Autocast is ours: it leaves the model as it is.
+    accelerator = Accelerator(mixed_precision="no")
     device, processes = accelerator.device, accelerator.num_processes
     if batch_size % processes:
         raise ValueError(f"batch_size={batch_size} cannot be shared by {processes} processes")
@@ -164,7 +166,8 @@ def train(
         # From here on things change.
         network = accelerator.prepare_model(model)
         parameters = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+        groups = _groups(model, parameters, lr, adapter_lr)
+        optimizer = torch.optim.AdamW(groups, weight_decay=weight_decay)
         scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         step, curve, recent, seconds, peak = 0, [], [], 0.0, 0
         if saved:
@@ -199,9 +202,9 @@ def train(
         bar = tqdm(total=steps, initial=step, desc="train", disable=hidden)
         tick = time.perf_counter()
         for lq, gt in loader:
-            rate = lr * lr_factor(step, steps, schedule, milestones, gamma, warmup)
+            factor = lr_factor(step, steps, schedule, milestones, gamma, warmup)
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = group["peak"] * factor
             lq, gt = lq.to(device, non_blocking=True), gt.to(device, non_blocking=True)
             if before_step is not None:
                 before_step(step)
@@ -246,7 +249,7 @@ def train(
                 row = {
                     "step": step,
                     "loss": sum(recent) / len(recent),
-                    "lr": rate,
+                    "lr": lr * factor,
                     "seconds": seconds,
                 }
                 recent = []
@@ -329,6 +332,20 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
+def _groups(
+    model: nn.Module, parameters: list[nn.Parameter], lr: float, adapter_lr: float | None
+) -> list[dict]:
+    """The optimiser's groups, each with its peak rate."""
+    if adapter_lr is None:
+        return [{"params": parameters, "peak": lr}]
+    layers = adapter_parts(model, active_adapter(model)).adapters.values()
+    own = {id(p) for layer in layers for p in layer.parameters()}
+    return [
+        {"params": [p for p in parameters if (id(p) in own) == adapts], "peak": peak}
+        for adapts, peak in ((False, lr), (True, adapter_lr))
+    ]
+
+
 def _check(
     settings: dict, checkpoint_every: int, log_every: int, validate_every: int, length: int
 ) -> None:
@@ -347,7 +364,7 @@ def _check(
         "a positive number": (("lr", "gamma"), lambda v: math.isfinite(v) and v > 0),
         "at least 0": (("weight_decay",), lambda v: math.isfinite(v) and v >= 0),
         "None or between 0 and 1": (("ema",), lambda v: v is None or 0 <= v < 1),
-        "None or positive": (("clip_norm",), lambda v: v is None or v > 0),
+        "None or positive": (("clip_norm", "adapter_lr"), lambda v: v is None or v > 0),
         f"one of {', '.join(SCHEDULES)}": (("schedule",), lambda v: v in SCHEDULES),
         f"one of {', '.join(PRECISIONS)}": (("precision",), lambda v: v in PRECISIONS),
         "fractions between 0 and 1": (("milestones",), lambda v: all(0 <= m <= 1 for m in v)),
@@ -356,6 +373,8 @@ def _check(
         for name in names:
             if not good(values[name]):
                 raise ValueError(f"{name}={values[name]!r} must be {wanted}")
+    if settings["adapter_lr"] is not None and "adapter" not in settings:
+        raise ValueError("adapter_lr is for an active adapter: attach one, or leave it out")
     if settings["warmup"] >= settings["steps"]:
         raise ValueError(f"warmup={settings['warmup']} must be less than steps={settings['steps']}")
     needed = settings["steps"] * settings["batch_size"]

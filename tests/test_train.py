@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ir_peft import training_state
+from ir_peft import attach_adapter, training_state
+from ir_peft.adapters import trainable_parameters
 from ir_peft.train import lr_factor
 
 from .training_toys import Noise, equal, linear, run, tiny
@@ -47,6 +48,21 @@ def test_logged_loss_is_the_mean_l1_since_the_last_row():
     result = run(Constant(), dataset=Steps(), steps=4, lr=1e-12, log_every=3)
     # |1/4 - k/8| for k = 0, 1, 2, 3.
     assert [row["loss"] for row in result.curve] == pytest.approx([(2 + 1 + 0) / 24, 1 / 8])
+
+
+def test_adapters_have_a_rate_of_their_own_beside_what_trains_with_them():
+    model = attach_adapter(linear(), "lora", target_modules="0", r=2, modules_to_save=("1",))
+    before = {name: p.detach().clone() for name, p in trainable_parameters(model).items()}
+    run(model, steps=1, lr=1e-3, adapter_lr=2e-2, weight_decay=0, schedule="constant")
+    moved = {
+        name: (p - before[name]).abs().max().item()
+        for name, p in trainable_parameters(model).items()
+    }
+    # Adam's first step is the rate; LoRA's first factor has no gradient yet.
+    wanted = {name: 0 if "lora_A" in name else 2e-2 if "lora_B" in name else 1e-3 for name in moved}
+    assert len(moved) == 4 and moved == pytest.approx(wanted, rel=1e-3)
+    with pytest.raises(ValueError, match="adapter_lr is for an active adapter"):
+        run(linear(), adapter_lr=1e-3)
 
 
 def test_one_step_is_adamw_on_l1():

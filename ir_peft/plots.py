@@ -28,7 +28,14 @@ from .figure_style import (
     stamp,
     style,
 )
-from .variant_plots import LEAST_SPAN, ablation, overview, psnr_dots, scalability
+from .variant_plots import (
+    LEAST_SPAN,
+    ablation,
+    leave_out_scratch,
+    overview,
+    psnr_dots,
+    scalability,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -233,6 +240,8 @@ def curves(curve: pd.DataFrame) -> Figure:
                     label=line["label"].iloc[0] if first else None,
                 )  # fmt: skip
             ax.set(xlabel="step", title=title)
+        if len(panels) == 2:
+            leave_out_scratch(axes[0, 1], curve.dropna(subset=["val_psnr"]))
         axes[0, 0].set_yscale("log")
         axes[0, 0].yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
         axes[0, 0].yaxis.set_minor_formatter(FuncFormatter(lambda v, _: f"{v:g}"))

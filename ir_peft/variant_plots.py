@@ -60,6 +60,21 @@ def psnr_dots(ax: Axes, run: pd.DataFrame) -> None:
         )  # fmt: skip
 
 
+def leave_out_scratch(ax: Axes, curve: pd.DataFrame) -> None:
+    """Fit the axis of validation to the pretrained rows; a line says where scratch ends."""
+    scratch = curve["row"] == "scratch"
+    values = curve.loc[~scratch, "val_psnr"]
+    if scratch.any() and len(values):
+        middle = (values.max() + values.min()) / 2
+        span = max(values.max() - values.min(), LEAST_SPAN)
+        ax.set_ylim(middle - 0.6 * span, middle + 0.6 * span)
+        last = curve[scratch].sort_values("step").iloc[-1]
+        ax.text(
+            0.02, 0.02, f"{last['label']}: {last['val_psnr']:.2f} dB at the end (off the axis)",
+            transform=ax.transAxes, fontsize=9, color=color("scratch"),
+        )  # fmt: skip
+
+
 def overview(frames: Mapping[str, pd.DataFrame]) -> Figure:
     """Draw the PSNR of every row, a panel a task, each panel with its own axis.
 

@@ -11,6 +11,7 @@ import pytest
 from ir_peft import adair_pages, plots, results
 from ir_peft.experiments import PROFILES, load_specs, run_id
 from ir_peft.reproduce import compare, figures, ready, reproduce, write_figures, write_results
+from ir_peft.stereo_experiments import stereo_profile
 
 from .adair_records import make_curves, make_records
 
@@ -117,7 +118,9 @@ def test_what_cannot_run_is_named_and_left_out(capsys):
     specs = [spec for file in EXPERIMENTS.glob("*.toml") for spec in load_specs(file)]
     committed = {record["id"] for record in map(read, COMMITTED.glob("*.json"))}
     recomputed = ready(specs, PROFILES["demo"], ROOT)
-    assert {run_id(spec, PROFILES["full"]) for spec in recomputed} == committed
+    full = PROFILES["full"]
+    profiles = {False: full, True: stereo_profile(full)}
+    assert {run_id(spec, profiles[spec.stereo]) for spec in recomputed} == committed
     left_out = capsys.readouterr().out
     able = recomputed[0]
     missing = replace(able, paper="adaptir", table="other", backbone="hat_large")

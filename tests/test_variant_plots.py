@@ -1,6 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from ir_peft import plots
 from ir_peft.figure_style import near
@@ -113,3 +114,14 @@ def test_overview_has_a_panel_a_task_on_its_own_axis():
     # The input is far off and does not squeeze the methods together; its number is written.
     assert 26 < left.get_xlim()[0] < 26.35 and "15.00" in texts(fig)
     assert [note.get_text() for note in right.texts] == ["31.40", "31.10"]
+
+
+def test_scratch_is_named_where_it_would_squeeze_the_other_curves():
+    curve = pd.DataFrame({"row": ["lora", "lora", "scratch"], "label": ["LoRA", "LoRA", "Scratch"]})
+    curve = curve.assign(step=[20, 40, 40], val_psnr=[30.0, 30.5, 24.0])
+    ax = Figure().subplots()
+    plots.leave_out_scratch(ax, curve)
+    assert ax.get_ylim() == pytest.approx((29.95, 30.55))
+    assert [text.get_text() for text in ax.texts] == ["Scratch: 24.00 dB at the end (off the axis)"]
+    plots.leave_out_scratch(ax, curve[curve["row"] == "scratch"])  # Alone it has the axis.
+    assert len(ax.texts) == 1

@@ -51,6 +51,10 @@ def head(records: pd.DataFrame, frame: pd.DataFrame) -> str:
     if len(others):
         listed = [f"{row} {'/'.join(f'{lr:g}' for lr in values)}" for row, values in others.items()]
         rates += f" ({', '.join(listed)})"
+    for row, lr in (
+        trained.dropna(subset=["adapter_lr"]).groupby("row")["adapter_lr"].first().items()
+    ):
+        rates += f", of the adapters beside {row} {lr:g}"
     commits = ", ".join(sorted({commit[:7] for commit in records["commit"]}))
     dirty = " (with uncommitted changes)" if records["dirty"].any() else ""
     days = sorted({date[:10] for date in records["date"]})

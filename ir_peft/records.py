@@ -85,6 +85,7 @@ def _flat(path: Path, record: dict) -> dict:
             "id": record["id"],
             **{k: spec[k] for k in ("paper", "table", "row", "label", "backbone", "task")},
             **{"method": spec["method"], "lr": _number(spec.get("lr")), "seed": spec["seed"]},
+            "adapter_lr": _number(spec.get("adapter_lr")),
             "width": _width(spec.get("adapter", {})),
             "profile": profile["name"],
             **{k: profile.get(k) for k in ("steps", "batch_size", "test_set")},

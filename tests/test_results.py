@@ -310,6 +310,9 @@ def test_head_names_every_condition(records):
         "first version (v1) on IPT",
     ):
         assert part in text
+    own = records.assign(adapter_lr=records["lr"].where(records["row"] == "full") * 8)
+    text = results.head(own, results.table(own, task="lr4_noise30"))
+    assert "0.001 (full 0.0002), of the adapters beside full 0.0016, seeds" in text
     smoke = records.assign(profile="smoke", dirty=True)
     text = results.head(smoke, results.table(smoke, task="lr4_noise30"))
     assert "**Smoke, not a result.**" in text

@@ -248,7 +248,8 @@ def cost_page(
     text = (
         f"# What training costs\n\nThe paper's claim: {CLAIMED}; it says neither how they were "
         "measured nor against which settings. Here, on small networks: time and memory of a step "
-        "are measured side by side; memory is what is saved for backward, gradients and AdamW's "
+        "are measured side by side, ratios are medians over rounds, not quotients of columns; "
+        "memory is what is saved for backward, gradients and AdamW's "
         "moments; weights come on top for all. Equal "
         "PSNR is the highest validation PSNR that all seeds of ASteISR and of full fine-tuning of "
         "both views reach; the steps until then are means over seeds, and validations are their "

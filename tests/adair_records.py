@@ -49,6 +49,7 @@ def make_records(keep=lambda line: True, psnr=psnr_of, seed=0):
                     "method": line.method,
                     "backbone": f"restormer_mini_{line.table}",
                     "lr": 1e-3,
+                    "adapter_lr": float("nan"),
                     "seed": seed,
                     **{"profile": "full", "steps": 300, "batch_size": 4, "lq_size": 64},
                     **{"test_set": "photos11", "crop": 288.0, "channel": "rgb"},

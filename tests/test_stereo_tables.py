@@ -35,6 +35,7 @@ def make_records(keep=lambda spec: True, psnr=lambda spec: LEVEL.get(spec.row, 2
                     "id": f"{spec.table}-{spec.task}-{spec.row}-{spec.seed}",
                     **{k: getattr(spec, k) for k in ("paper", "table", "row", "label", "task")},
                     **{k: getattr(spec, k) for k in ("backbone", "method", "seed", "lr")},
+                    "adapter_lr": spec.adapter_lr,
                     **{"width": math.nan, "profile": "full", "steps": 300, "batch_size": 4},
                     **{"lq_size": 16, "test_set": "stereo3", "crop": 288.0, "channel": "rgb"},
                     **{"precision": "no", "files": "", "weights": None, "set": ""},
